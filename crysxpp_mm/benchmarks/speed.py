@@ -1,0 +1,493 @@
+"""How fast, against what else, and how it grows: ratios within one run, one thread.
+
+What is compared is interleaved (one round of each in turn) and given as medians, so that a busy
+machine slows both sides.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from itertools import cycle, islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import torch
+from pymatgen.core import Lattice, Structure
+
+from crysxpp_mm.benchmarks.data import load_tables
+from crysxpp_mm.benchmarks.report import RESULTS, markdown_table, versions, write_report
+from crysxpp_mm.graph.converter import CrystalGraphConverter
+from crysxpp_mm.graph.neighbors import nearest_neighbors
+
+if TYPE_CHECKING:
+    from crysxpp_mm.featurizers import CrysAEFeaturizer
+    from crysxpp_mm.training.config import PretrainConfig
+
+FULL_ROWS = 36_737
+"""Crystals of the data set that the shipped weights were trained on."""
+
+LARGEST_CELL = 2_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measure:
+    """One number of the benchmark.
+
+    Attributes:
+        part: What was measured.
+        measure: The quantity.
+        value: Its value.
+        unit: Its unit.
+        goal: What is asked of it, such as ``">= 1300"``; empty for a number that is only shown.
+    """
+
+    part: str
+    measure: str
+    value: float
+    unit: str
+    goal: str = ""
+
+    @property
+    def reached(self) -> bool | None:
+        """Whether the goal is reached; None without a goal."""
+        if not self.goal:
+            return None
+        sign, number = self.goal.split()
+        return self.value >= float(number) if sign == ">=" else self.value <= float(number)
+
+
+def seconds_of(work: Callable[[], object]) -> float:
+    """Wall time of a call, in seconds."""
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def interleaved(
+    works: Sequence[Callable[[], object]], *, rounds: int
+) -> list[list[float]]:
+    """Times of several kinds of work, one round of each in turn.
+
+    Returns:
+        For each kind the seconds of its rounds.
+    """
+    times: list[list[float]] = [[] for _ in works]
+    for _ in range(rounds):
+        for index, work in enumerate(works):
+            times[index].append(seconds_of(work))
+    return times
+
+
+def measure_columns(
+    structures: Sequence[Structure], featurizer: CrysAEFeaturizer, *, rounds: int = 5
+) -> list[Measure]:
+    """End to end through ``featurize_many``, with matminer's Magpie features in turn.
+
+    Magpie is given compositions that are made already.
+    """
+    from matminer.featurizers.composition import ElementProperty
+
+    magpie = ElementProperty.from_preset("magpie")
+    magpie.set_n_jobs(1)
+    compositions = [structure.composition for structure in structures]
+    featurizer.featurize_many(list(structures[:20]), pbar=False)
+    magpie.featurize_many(compositions[:20], pbar=False)
+    ours, theirs = interleaved(
+        [
+            lambda: featurizer.featurize_many(list(structures), pbar=False),
+            lambda: magpie.featurize_many(compositions, pbar=False),
+        ],
+        rounds=rounds,
+    )
+    n = len(structures)
+    part = f"{n} structures in memory to columns, one thread"
+    return [
+        Measure(
+            part=part,
+            measure="CrysAEFeaturizer.featurize_many",
+            value=n / statistics.median(ours),
+            unit="structures/s",
+            goal=">= 1300",
+        ),
+        Measure(
+            part=part,
+            measure="matminer Magpie, set_n_jobs(1)",
+            value=n / statistics.median(theirs),
+            unit="structures/s",
+        ),
+        Measure(
+            part=part,
+            measure="CrysAE to Magpie",
+            value=statistics.median(b / a for a, b in zip(ours, theirs, strict=True)),
+            unit="times",
+            goal=">= 2",
+        ),
+    ]
+
+
+def measure_neighbors(structures: Sequence[Structure], *, rounds: int = 3) -> list[Measure]:
+    """The adaptive neighbour search against ``get_all_neighbors(8)`` with sorting."""
+    converter = CrystalGraphConverter()
+
+    def adaptive() -> None:
+        for structure in structures:
+            pairs = nearest_neighbors(
+                np.array(structure.lattice.matrix, order="C"),
+                np.array(structure.cart_coords),
+                np.ones(3, dtype=np.int64),
+                cutoff=converter.cutoff,
+                max_neighbors=converter.max_neighbors,
+                tolerance=converter.shell_tolerance,
+            )
+            np.lexsort((pairs.distances, pairs.centers))
+
+    def complete() -> None:
+        for structure in structures:
+            for neighbors in structure.get_all_neighbors(converter.cutoff):
+                sorted(neighbors, key=lambda neighbor: neighbor.nn_distance)
+
+    def graphs() -> None:
+        converter.convert_many(structures)
+
+    adaptive()
+    fast, whole, slow = interleaved([adaptive, graphs, complete], rounds=rounds)
+    milliseconds = 1000 / len(structures)
+    part = f"neighbours of {len(structures)} crystals"
+    return [
+        Measure(
+            part=part,
+            measure="adaptive search and sorting",
+            value=statistics.median(fast) * milliseconds,
+            unit="ms/crystal",
+        ),
+        Measure(
+            part=part,
+            measure="Structure to complete graph (CrystalGraphConverter)",
+            value=statistics.median(whole) * milliseconds,
+            unit="ms/crystal",
+        ),
+        Measure(
+            part=part,
+            measure="get_all_neighbors(8) and sorting",
+            value=statistics.median(slow) * milliseconds,
+            unit="ms/crystal",
+        ),
+        Measure(
+            part=part,
+            measure="complete to adaptive search",
+            value=statistics.median(b / a for a, b in zip(fast, slow, strict=True)),
+            unit="times",
+            goal=">= 150",
+        ),
+    ]
+
+
+def measure_epoch(
+    structures: Sequence[Structure], config: PretrainConfig | None = None, *, rounds: int = 3
+) -> list[Measure]:
+    """An epoch of pretraining, through Lightning and through a bare loop, in turn."""
+    import lightning
+
+    from crysxpp_mm.models.crysae import CrysAE
+    from crysxpp_mm.training.config import PretrainConfig
+    from crysxpp_mm.training.pretrain import CrystalData, PretrainModule
+
+    graphs = CrystalGraphConverter().convert_many(structures)
+    settings = config or PretrainConfig()
+    indices = np.arange(len(graphs))
+    data = CrystalData(graphs, settings, train=indices, validation=indices[:0])
+    n_batches = len(data.epoch(0, shuffle=True))
+    steps = n_batches * (2 * rounds + 2)
+
+    def module() -> PretrainModule:
+        return PretrainModule(CrysAE.random(**settings.model_settings), settings, steps=steps)
+
+    bare = module().train()
+    parameters = list(bare.model.parameters())
+    configured = bare.configure_optimizers()
+    optimizer = configured["optimizer"] if isinstance(configured, dict) else configured
+
+    def loop(epoch: int) -> None:
+        bare.model.train()
+        for batch in data.epoch(epoch, shuffle=True):
+            _, total = bare._losses(batch)
+            optimizer.zero_grad()
+            total.backward()
+            torch.nn.utils.clip_grad_norm_(parameters, settings.gradient_clip)
+            optimizer.step()
+
+    class Stopwatch(lightning.Callback):
+        """Times the epochs, and runs the bare loop between them."""
+
+        def __init__(self) -> None:
+            self.start = 0.0
+            self.lightning: list[float] = []
+            self.bare: list[float] = []
+
+        def on_train_epoch_start(
+            self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+        ) -> None:
+            if trainer.current_epoch:
+                self.bare.append(seconds_of(lambda: loop(trainer.current_epoch)))
+            self.start = time.perf_counter()
+
+        def on_train_epoch_end(
+            self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+        ) -> None:
+            if trainer.current_epoch:  # the first epoch warms up
+                self.lightning.append(time.perf_counter() - self.start)
+
+    watch = Stopwatch()
+    lightning.Trainer(
+        accelerator="cpu",
+        devices=1,
+        max_epochs=rounds + 1,
+        gradient_clip_val=settings.gradient_clip,
+        callbacks=[watch],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        reload_dataloaders_every_n_epochs=1,
+    ).fit(module(), datamodule=data)
+    scale = 20_000 / len(structures)
+    part = f"CrysAE epoch, measured on {len(structures)} crystals"
+    return [
+        Measure(
+            part=part,
+            measure="per 20,000 crystals",
+            value=statistics.median(watch.lightning) * scale,
+            unit="s",
+            goal="<= 35",
+        ),
+        Measure(
+            part=part,
+            measure="per 20,000 crystals, bare loop without Lightning",
+            value=statistics.median(watch.bare) * scale,
+            unit="s",
+        ),
+        Measure(
+            part=part,
+            measure="Lightning's share on top of the bare loop",
+            value=100
+            * (
+                statistics.median(
+                    a / b for a, b in zip(watch.lightning, watch.bare, strict=True)
+                )
+                - 1
+            ),
+            unit="%",
+            goal="<= 10",
+        ),
+    ]
+
+
+def measure_rows(
+    structures: Sequence[Structure],
+    featurizer: CrysAEFeaturizer,
+    counts: Sequence[int] = (500, 2_000, 8_000, FULL_ROWS),
+) -> list[Measure]:
+    """Time per row from few rows to many; the given structures repeat."""
+    part = f"rows, {min(counts)} to {max(counts)}"
+    rates = []
+    for count in counts:
+        rows = list(islice(cycle(structures), count))
+        rates.append(seconds_of(lambda rows=rows: featurizer.transform(rows)) / count * 1e3)  # type: ignore[misc]
+    measures = [
+        Measure(part=part, measure=f"{count} rows", value=rate, unit="ms/row")
+        for count, rate in zip(counts, rates, strict=True)
+    ]
+    return [
+        *measures,
+        Measure(
+            part=part,
+            measure="time of a row, most rows to 2,000",
+            value=rates[-1] / rates[min(1, len(rates) - 1)],
+            unit="times",
+            goal="<= 1.25",
+        ),
+    ]
+
+
+def measure_atoms(
+    featurizer: CrysAEFeaturizer,
+    sizes: Sequence[int] = (16, 64, 250, 686, LARGEST_CELL),
+    *,
+    rounds: int = 5,
+) -> list[Measure]:
+    """Time per atom from small cells to large ones: distorted silicon, about equal atoms a call."""
+    cells = [silicon_cell(size) for size in sizes]
+    total = max(len(cell) for cell in cells)
+    batches = [[cell] * max(1, round(total / len(cell))) for cell in cells]
+    featurizer.transform(batches[0])
+    times = interleaved(
+        [lambda batch=batch: featurizer.transform(batch) for batch in batches],  # type: ignore[misc]
+        rounds=rounds,
+    )
+    rates = [
+        statistics.median(seconds) / (len(batch) * len(batch[0])) * 1e6
+        for seconds, batch in zip(times, batches, strict=True)
+    ]
+    part = f"atoms a cell, {len(cells[0])} to {len(cells[-1])}"
+    measures = [
+        Measure(part=part, measure=f"{len(cell)} atoms", value=rate, unit="us/atom")
+        for cell, rate in zip(cells, rates, strict=True)
+    ]
+    return [
+        *measures,
+        Measure(
+            part=part,
+            measure="time of an atom, largest cell to smallest",
+            value=rates[-1] / rates[0],
+            unit="times",
+            goal="<= 1.5",
+        ),
+    ]
+
+
+def silicon_cell(n_atoms: int) -> Structure:
+    """Silicon of about ``n_atoms`` atoms, shaken so that few distances are equal."""
+    repeats = max(1, round((n_atoms / 8) ** (1 / 3)))
+    counts = [repeats, repeats, max(1, round(n_atoms / (8 * repeats**2)))]
+    cell = Structure.from_spacegroup("Fd-3m", Lattice.cubic(5.43), ["Si"], [[0, 0, 0]])
+    cell.make_supercell(counts)
+    rng = np.random.default_rng(0)
+    shifts = rng.normal(0.0, 0.05, (len(cell), 3))
+    return Structure(
+        cell.lattice, cell.species, cell.cart_coords + shifts, coords_are_cartesian=True
+    )
+
+
+def measure_memory(
+    structures: Sequence[Structure], model: str, n_rows: int = FULL_ROWS
+) -> list[Measure]:
+    """Growth of the memory of a fresh process, beyond the rows that it returns."""
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(1) as pool:
+        growth, result = pool.apply(_memory_of_rows, (list(structures), model, n_rows))
+    part = f"memory, {n_rows} rows in a fresh process"
+    return [
+        Measure(part=part, measure="the returned array", value=result, unit="MB"),
+        Measure(
+            part=part,
+            measure="growth of the peak beyond that array",
+            value=growth - result,
+            unit="MB",
+            goal="<= 100",
+        ),
+    ]
+
+
+def _memory_of_rows(
+    structures: list[Structure], model: str, n_rows: int
+) -> tuple[float, float]:
+    """Growth of the peak between few rows and many, and the size of the result, in MB."""
+    from crysxpp_mm.featurizers import CrysAEFeaturizer
+
+    torch.set_num_threads(1)
+    featurizer = CrysAEFeaturizer(model=model)
+    rows = list(islice(cycle(structures), n_rows))
+    featurizer.transform(rows[: max(1, len(rows) // 20)])
+    before = _peak_megabytes()
+    result = featurizer.transform(rows)
+    return _peak_megabytes() - before, result.nbytes / 1e6
+
+
+def _peak_megabytes() -> float:
+    import resource  # not on Windows
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
+
+
+def run_speed(
+    root: str | Path | None = None,
+    *,
+    out: str | Path = RESULTS,
+    model: str = "crysae-mp-v1",
+    say: Callable[[str], None] = print,
+    scale: float = 1.0,
+) -> pd.DataFrame:
+    """Run the whole benchmark and write ``speed.csv`` and ``speed.md``; about five minutes.
+
+    Args:
+        root: The data root, as for ``crysxpp_mm.benchmarks.data.data_root``.
+        out: The folder of the results.
+        model: Name or path of the weights.
+        say: Where the lines of text go.
+        scale: Share of the rows and crystals to use, for a quick try; 1 for results that count.
+
+    Returns:
+        One row a measure, with its goal and whether it is reached.
+
+    Raises:
+        DataError: The data are missing.
+        UnknownModelError: There is no such model.
+    """
+    from crysxpp_mm.featurizers import CrysAEFeaturizer
+
+    structures = load_tables(root, names=["mp2000"])["mp2000"].structures
+    structures = structures[: max(20, int(len(structures) * scale))]
+    featurizer = CrysAEFeaturizer(model=model, device="cpu")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    measures: list[Measure] = []
+    parts: list[Callable[[], list[Measure]]] = [
+        lambda: measure_columns(structures, featurizer),
+        lambda: measure_neighbors(structures[: max(10, int(200 * scale))]),
+        lambda: measure_epoch(structures),
+        lambda: measure_rows(
+            structures,
+            featurizer,
+            [max(1, int(n * scale)) for n in (500, 2_000, 8_000, FULL_ROWS)],
+        ),
+        lambda: measure_atoms(featurizer),
+        lambda: measure_memory(structures, model, max(20, int(FULL_ROWS * scale))),
+    ]
+    try:
+        for part in parts:
+            new = part()
+            measures += new
+            for measure in new:
+                goal = f"   (asked: {measure.goal})" if measure.goal else ""
+                say(f"{measure.part}: {measure.measure}: {measure.value:.4g} {measure.unit}{goal}")
+    finally:
+        torch.set_num_threads(threads)
+    table = pd.DataFrame([{**asdict(m), "reached": m.reached} for m in measures])
+    shown = table.assign(
+        value=[f"{value:.4g}" for value in table["value"]],
+        reached=["" if r is None else ("yes" if r else "no") for r in table["reached"]],
+    )
+    write_report(
+        Path(out),
+        "speed",
+        tables={"speed": table},
+        text=(
+            "# Speed\n\n"
+            f"{len(structures)} crystals of `mp_properties.csv` (see `benchmarks/data.py`) in "
+            "memory, one thread; medians of interleaved rounds. Ratios within one run are what "
+            "counts: absolute rates are those of the machine.\n\n"
+            f"{markdown_table(shown)}\n\n"
+            f"Model `{model}`; {_processor()}; {versions()}.\n"
+        ),
+    )
+    return table
+
+
+def _processor() -> str:
+    """The processor's name, where the system tells it."""
+    path = Path("/proc/cpuinfo")
+    if path.is_file():
+        for line in path.read_text().splitlines():
+            if line.startswith("model name"):
+                return f"{line.split(':', 1)[1].strip()}, {multiprocessing.cpu_count()} cores"
+    return f"{platform.machine()}, {multiprocessing.cpu_count()} cores"

@@ -1,0 +1,228 @@
+"""The main job on real crystals that pymatgen ships: ``crysxpp demo``.
+
+No network and no data beside the installed packages.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from crysxpp_mm.errors import DataError
+
+if TYPE_CHECKING:
+    from pymatgen.core import Composition
+
+STRUCTURE = "structure"
+
+CLASSES = (
+    "elements",
+    "intermetallics",
+    "borides, carbides, silicides",
+    "nitrides, pnictides",
+    "oxides",
+    "chalcogenides",
+    "halides",
+    "other",
+)
+"""Kinds of chemistry, by the most electronegative non-metal."""
+
+_CLASS_OF_ANION = {
+    **dict.fromkeys(("B", "C", "Si", "Ge"), "borides, carbides, silicides"),
+    **dict.fromkeys(("N", "P", "As", "Sb"), "nitrides, pnictides"),
+    **dict.fromkeys(("S", "Se", "Te"), "chalcogenides"),
+    **dict.fromkeys(("F", "Cl", "Br", "I"), "halides"),
+    "O": "oxides",
+}
+
+_ASK_ABOUT = ("Halite", "Perovskite", "Diamond", "Heusler", "Quartz")
+"""Crystals whose nearest neighbours the demo prints, by a word in their names."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoResult:
+    """What a run of the demo left behind.
+
+    Attributes:
+        folder: Where the files are.
+        features: ``features.csv``: one row a crystal, its columns after its name.
+        picture: ``map.png``.
+        n_crystals: Number of crystals.
+        n_columns: Number of learned columns.
+        seconds: Time that the featurizing took.
+    """
+
+    folder: Path
+    features: Path
+    picture: Path
+    n_crystals: int
+    n_columns: int
+    seconds: float
+
+
+def prototype_crystals() -> pd.DataFrame:
+    """The AFLOW prototype crystals of pymatgen (Mehl et al. 2017), one row each.
+
+    Returns:
+        Columns ``name``, ``formula``, ``mineral``, ``prototype``, ``strukturbericht``, ``chemistry``,
+        ``n_sites`` and ``structure``.
+    """
+    from pymatgen.analysis.prototypes import AFLOW_PROTOTYPE_LIBRARY
+
+    rows = []
+    for entry in AFLOW_PROTOTYPE_LIBRARY:
+        structure, tags = entry["snl"].structure, entry["tags"]
+        formula = structure.composition.reduced_formula
+        mineral = re.sub(r"[()]", "", tags["mineral"]).strip()
+        known = tags["strukturbericht"] not in ("", "None")
+        rows.append(
+            {
+                "name": f"{formula} ({mineral})" if mineral else formula,
+                "formula": formula,
+                "mineral": mineral,
+                "prototype": tags["aflow"],
+                "strukturbericht": tags["strukturbericht"] if known else "",
+                "chemistry": chemistry_class(structure.composition),
+                "n_sites": len(structure),
+                STRUCTURE: structure,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def chemistry_class(composition: Composition) -> str:
+    """One of :data:`CLASSES` for a composition, by its most electronegative non-metal."""
+    elements = composition.elements
+    if len(elements) == 1:
+        return "elements"
+    nonmetals = [element for element in elements if not element.is_metal]
+    if not nonmetals:
+        return "intermetallics"
+    anion = max(nonmetals, key=lambda element: element.X)
+    return _CLASS_OF_ANION.get(anion.symbol, "other")
+
+
+def run_demo(
+    out: str | Path = "crysxpp-demo",
+    *,
+    model: str | None = None,
+    say: Callable[[str], None] = print,
+    pbar: bool = True,
+    limit: int | None = None,
+) -> DemoResult:
+    """Featurize the prototype crystals, write ``features.csv`` and ``map.png``, say what was done.
+
+    Args:
+        out: The folder to write into; it is made if it does not exist.
+        model: Name or path of the weights; the shipped default without it.
+        say: Where the lines of text go.
+        pbar: Show the progress bar.
+        limit: Only so many crystals, for a quick try.
+
+    Returns:
+        The files and the numbers.
+
+    Raises:
+        DataError: ``out`` is a file.
+        UnknownModelError: There is no such model.
+    """
+    from crysxpp_mm import CrysAEFeaturizer
+    from crysxpp_mm.plotting import draw_map, map_to_plane
+
+    folder = Path(out)
+    if folder.exists() and not folder.is_dir():
+        raise DataError(f"{folder} is a file; give a folder to write into.")
+    crystals = prototype_crystals().head(limit)
+    say(
+        f"{len(crystals)} crystals: the AFLOW prototypes that pymatgen ships, "
+        f"{crystals['n_sites'].min()} to {crystals['n_sites'].max()} atoms a cell."
+    )
+
+    featurizer = CrysAEFeaturizer(model=model) if model else CrysAEFeaturizer()
+    start = time.perf_counter()
+    table = featurizer.featurize_dataframe(crystals, STRUCTURE, pbar=pbar)
+    seconds = time.perf_counter() - start
+    columns = featurizer.feature_labels()
+    matrix = table[columns].to_numpy()
+    say(f"{len(columns)} columns each ({columns[0]!r} ... {columns[-1]!r}) in {seconds:.1f} s.")
+
+    points = map_to_plane(matrix)
+    figure = draw_map(
+        points,
+        classes=list(table["chemistry"]),
+        labels=_short_labels(table),
+        title=f"{len(table)} crystals as {featurizer.model} sees them",
+        subtitle=(
+            f"t-SNE of {len(columns)} learned columns. Close means alike to the network, which saw "
+            "structures only; colours are chemistry."
+        ),
+        class_order=CLASSES,
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    features, picture = folder / "features.csv", folder / "map.png"
+    table.insert(7, "map x", points[:, 0])
+    table.insert(8, "map y", points[:, 1])
+    table.drop(columns=STRUCTURE).to_csv(features, index=False, float_format="%.6g")
+    figure.savefig(picture)
+
+    lines = _neighbors(table["name"], matrix)
+    if lines:
+        say("\nNearest by their columns:")
+        for line in lines:
+            say(f"  {line}")
+    say(f"\nWrote to {folder.resolve()}:")
+    say("  features.csv  one row a crystal: name, prototype, chemistry, then the columns")
+    say("  map.png       all of them as points in a plane, coloured by chemistry; open it")
+    say(
+        "\nNext, your own crystals:\n"
+        "  crysxpp featurize FOLDER_OR_TABLE --out columns.csv      (crysxpp featurize --help)\n"
+        "or in Python, with a DataFrame that has a column of pymatgen Structures:\n"
+        "  from crysxpp_mm import CrysAEFeaturizer\n"
+        '  df = CrysAEFeaturizer().featurize_dataframe(df, "structure")'
+    )
+    return DemoResult(
+        folder=folder,
+        features=features,
+        picture=picture,
+        n_crystals=len(table),
+        n_columns=len(columns),
+        seconds=seconds,
+    )
+
+
+def _short_labels(table: pd.DataFrame) -> list[str]:
+    """Labels for the crystals that a reader may know; the others stay points.
+
+    A formula that occurs several times gets the mineral's name, if that is one short word.
+    """
+    subscripts = str.maketrans("0123456789", "\u2080\u2081\u2082\u2083\u2084\u2085\u2086\u2087\u2088\u2089")
+    repeated = table["formula"].duplicated(keep=False)
+    labels = []
+    for formula, mineral, known, twice in zip(
+        table["formula"], table["mineral"], table["strukturbericht"], repeated, strict=True
+    ):
+        label = formula.translate(subscripts) if mineral or known else ""
+        if twice and mineral.istitle() and mineral.isalpha() and len(mineral) <= 12:
+            label = f"{label} {mineral.lower()}"
+        labels.append(label)
+    return labels
+
+
+def _neighbors(names: pd.Series, matrix: np.ndarray, n: int = 3) -> list[str]:
+    """The nearest crystals of a few well-known ones, as lines of text."""
+    deviation = matrix.std(axis=0)
+    scaled = (matrix - matrix.mean(axis=0)) / np.where(deviation > 0, deviation, 1.0)
+    lines = []
+    for word in _ASK_ABOUT:
+        for position in np.flatnonzero(names.str.contains(word, case=False))[:1]:
+            distance = np.linalg.norm(scaled - scaled[position], axis=1)
+            nearest = [i for i in np.argsort(distance, kind="stable") if i != position][:n]
+            lines.append(f"{names.iloc[position]}: {', '.join(names.iloc[nearest])}")
+    return lines

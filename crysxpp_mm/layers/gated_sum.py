@@ -1,0 +1,189 @@
+"""The sum over neighbours of Eq. 1, in chunks of bonds that stay in cache.
+
+For a bond (u, v) the convolution needs ``W [z_u, z_v, s] = W_u z_u + W_v z_v + W_s s``: two
+projections an atom and one a distinct bond length, gathered per bond. Written with tensors of all
+bonds, memory traffic costs more than the arithmetic, so bonds go through in chunks, forward and
+backward, and the backward pass computes them again instead of keeping them.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+CHUNK = 2048
+"""Bonds at a time on a CPU; other devices take all at once."""
+
+
+class Bonds(NamedTuple):
+    """The bonds of a batch, as index arrays."""
+
+    centers: Tensor  # (n_bonds,) the atom whose neighbours are summed
+    neighbors: Tensor  # (n_bonds,)
+    lengths: Tensor  # (n_bonds,) row of the bond's length among the distinct ones
+    weights: Tensor  # (n_bonds,)
+
+    def chunks(self) -> list[Bonds]:
+        """Consecutive parts of a size that suits the device."""
+        total = len(self.weights)
+        size = CHUNK if self.weights.device.type == "cpu" else max(total, 1)
+        return [
+            Bonds(*(array[start : start + size] for array in self))
+            for start in range(0, total, size)
+        ]
+
+
+def _sum_by_bond(bonds: Bonds, center: Tensor, neighbor: Tensor, length: Tensor) -> Tensor:
+    """Per bond the sum of its three rows, ``(n_bonds, width)``."""
+    rows = center.index_select(0, bonds.centers)
+    rows += neighbor.index_select(0, bonds.neighbors)
+    rows += length.index_select(0, bonds.lengths)
+    return rows
+
+
+def _gate(normalized: Tensor) -> tuple[Tensor, Tensor]:
+    """``sigmoid`` of the first half of the columns and ``softplus`` of the second."""
+    half = normalized.shape[1] // 2
+    return normalized[:, :half].sigmoid(), functional.softplus(normalized[:, half:])
+
+
+def weighted_mean(bonds: Bonds, center: Tensor, neighbor: Tensor, length: Tensor) -> Tensor:
+    """Weighted mean over bonds of the summed rows, ``(width,)``, without visiting the bonds."""
+    total = bonds.weights.sum()
+
+    def share(index: Tensor, rows: Tensor) -> Tensor:
+        weight = rows.new_zeros(len(rows)).index_add_(0, index, bonds.weights)
+        return weight @ rows
+
+    return (
+        share(bonds.centers, center)
+        + share(bonds.neighbors, neighbor)
+        + share(bonds.lengths, length)
+    ) / total
+
+
+def weighted_variance(bonds: Bonds, center: Tensor, neighbor: Tensor, length: Tensor) -> Tensor:
+    """Weighted mean of squares of summed rows whose mean is zero, ``(width,)``."""
+    squares = center.new_zeros(center.shape[1])
+    for chunk in bonds.chunks():
+        squares.addmv_(
+            _sum_by_bond(chunk, center, neighbor, length).square_().t(), chunk.weights
+        )
+    return squares / bonds.weights.sum()
+
+
+class GatedNeighborSum(torch.autograd.Function):
+    """``sum_bonds w sigmoid(BN(gate)) softplus(BN(core))`` at every atom, inner part of Eq. 1."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any,
+        center: Tensor,
+        neighbor: Tensor,
+        length: Tensor,
+        scale: Tensor,
+        shift: Tensor,
+        mean: Tensor,
+        variance: Tensor,
+        bonds: Bonds,
+        eps: float,
+        batch_statistics: bool,
+    ) -> Tensor:
+        """Sum over neighbours.
+
+        Args:
+            ctx: Autograd's context.
+            center: Projection of the central atoms, ``(n_atoms, 2 * hidden_dim)``, gate first.
+            neighbor: Projection of the neighbours, same shape.
+            length: Projection of the distinct bond lengths, ``(n_lengths, 2 * hidden_dim)``.
+            scale: Weight of the batch norm, ``(2 * hidden_dim,)``.
+            shift: Bias of the batch norm.
+            mean: Mean over bonds.
+            variance: Variance over bonds.
+            bonds: Which rows each bond sums.
+            eps: Added to the variance.
+            batch_statistics: Whether ``mean`` and ``variance`` are those of these very bonds, so
+                that gradients flow through them as well.
+
+        Returns:
+            Shape ``(n_atoms, hidden_dim)``.
+        """
+        inverse = torch.rsqrt(variance + eps)
+        factor = scale * inverse
+        folded = (
+            torch.addcmul(shift, center - mean, factor),
+            neighbor * factor,
+            length * factor,
+        )
+        total = center.new_zeros(center.shape[0], center.shape[1] // 2)
+        for chunk in bonds.chunks():
+            gate, core = _gate(_sum_by_bond(chunk, *folded))
+            gate *= core
+            gate *= chunk.weights[:, None]
+            total.index_add_(0, chunk.centers, gate)
+        ctx.save_for_backward(center, neighbor, length, scale, shift, mean, inverse)
+        ctx.bonds = bonds
+        ctx.batch_statistics = batch_statistics
+        return total
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_total: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        """Gradients of everything that is no index, in two passes over the bonds."""
+        center, neighbor, length, scale, shift, mean, inverse = ctx.saved_tensors
+        chunks = ctx.bonds.chunks()
+        centered = ((center - mean) * inverse, neighbor * inverse, length * inverse)
+        grad_center = torch.zeros_like(center)
+        grad_neighbor = torch.zeros_like(neighbor)
+        grad_length = torch.zeros_like(length)
+        grad_scale = torch.zeros_like(scale)
+        grad_shift = torch.zeros_like(shift)
+        # Gradient at the output of the batch norm; kept, being costlier than its memory.
+        outer: list[Tensor] = []
+        for chunk in chunks:
+            unit = _sum_by_bond(chunk, *centered)
+            normalized = torch.addcmul(shift, unit, scale)
+            gate, core = _gate(normalized)
+            message = grad_total.index_select(0, chunk.centers)
+            message *= chunk.weights[:, None]
+            half = gate.shape[1]
+            grad = torch.empty_like(unit)
+            slope = normalized[:, half:].sigmoid_()
+            torch.mul(message, gate, out=grad[:, half:]).mul_(slope)
+            message *= core
+            message *= gate
+            torch.mul(message, 1 - gate, out=grad[:, :half])
+            grad_shift += grad.sum(0)
+            grad_scale += unit.mul_(grad).sum(0)
+            outer.append(grad)
+
+        factor = scale * inverse
+        if ctx.batch_statistics:
+            total = ctx.bonds.weights.sum()
+            constant, linear = grad_shift / total, grad_scale / total
+        for chunk, grad in zip(chunks, outer, strict=True):
+            if ctx.batch_statistics:
+                unit = _sum_by_bond(chunk, *centered)
+                unit *= linear
+                unit += constant
+                unit *= chunk.weights[:, None]
+                grad -= unit
+            grad *= factor
+            grad_center.index_add_(0, chunk.centers, grad)
+            grad_neighbor.index_add_(0, chunk.neighbors, grad)
+            grad_length.index_add_(0, chunk.lengths, grad)
+        return (
+            grad_center,
+            grad_neighbor,
+            grad_length,
+            grad_scale,
+            grad_shift,
+            None,
+            None,
+            None,
+            None,
+            None,
+        )

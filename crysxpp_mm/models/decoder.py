@@ -1,0 +1,168 @@
+"""The decoder of CrysAE: what the node embeddings have to be able to rebuild."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from crysxpp_mm.elements import N_FEATURES
+from crysxpp_mm.errors import SettingsError
+from crysxpp_mm.graph.arrays import CrystalGraphs, offsets_from_counts
+
+N_MULTIPLICITIES = 6
+"""Classes of Eq. 6: 1 to 5 bonds between a pair of sites, and 6 or more."""
+TYPICAL_LENGTH = 2.5
+"""Where the predicted bond lengths start, Angstrom."""
+
+
+class PairIndex(NamedTuple):
+    """All ordered pairs of sites of each crystal of a batch, and which of them are bonded.
+
+    Crystals of equal size are neighbours in the order of the pairs, so that one matrix product
+    serves them all. ``u`` is the centre of a bond, ``v`` its neighbour.
+    """
+
+    groups: list[Tensor]  # atoms of crystals of one size, each (n_crystals, size)
+    bonded: Tensor  # (n_pairs,) bool: does any bond join the pair
+    bonded_pairs: Tensor  # (n_bonded,) row of each bonded pair among all pairs
+    multiplicities: Tensor  # (n_bonded,) class of its number of bonds, 0 to 5
+    bond_pairs: Tensor  # (n_bonds,) row of each bond's pair among all pairs
+    ranks: Tensor  # (n_bonds,) rank of the bond among those of its pair, shortest first, 0 to 5
+
+    def to(self, device: str | torch.device) -> PairIndex:
+        """The same index on ``device``."""
+        return PairIndex(
+            [group.to(device) for group in self.groups], *(array.to(device) for array in self[1:])
+        )
+
+
+def pair_index(graphs: CrystalGraphs) -> PairIndex:
+    """Number the pairs of ``graphs``."""
+    sizes = graphs.n_atoms
+    order = np.argsort(sizes, kind="stable")
+    first_pair = np.empty(len(graphs), dtype=np.int64)
+    first_pair[order] = offsets_from_counts(sizes[order] ** 2)[:-1]
+    groups = []
+    for size in np.unique(sizes):
+        chosen = order[sizes[order] == size]
+        groups.append(torch.from_numpy(graphs.atom_offsets[chosen][:, None] + np.arange(size)))
+
+    crystal = np.repeat(np.arange(len(graphs)), sizes)
+    local = np.arange(len(crystal)) - graphs.atom_offsets[crystal]
+    row = first_pair[crystal] + local * sizes[crystal]  # pair (u, 0) of each atom u
+    bond_pairs = np.repeat(row, graphs.degrees) + graphs.neighbors
+    counts = np.bincount(bond_pairs, minlength=int((sizes**2).sum()))
+    bonded_pairs = np.flatnonzero(counts)
+    return PairIndex(
+        groups=groups,
+        bonded=torch.from_numpy(counts > 0),
+        bonded_pairs=torch.from_numpy(bonded_pairs),
+        multiplicities=torch.from_numpy(np.minimum(counts[bonded_pairs], N_MULTIPLICITIES) - 1),
+        bond_pairs=torch.from_numpy(bond_pairs),
+        ranks=torch.from_numpy(np.minimum(_rank_in_run(bond_pairs), N_MULTIPLICITIES - 1)),
+    )
+
+
+def _rank_in_run(keys: NDArray[np.int64]) -> NDArray[np.int64]:
+    """How many earlier entries have the same key, shape ``(n,)``."""
+    order = np.argsort(keys, kind="stable")
+    ordered = keys[order]
+    starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]]) if len(keys) else keys
+    counts = np.diff(np.r_[starts, len(keys)])
+    ranks = np.empty(len(keys), dtype=np.int64)
+    ranks[order] = np.arange(len(keys)) - np.repeat(starts, counts)
+    return ranks
+
+
+class Reconstruction(NamedTuple):
+    """What the decoder makes of the node embeddings."""
+
+    atom_features: Tensor  # (n_atoms, 92) logits, Eq. 4
+    existence: Tensor  # (n_pairs,) logits, Eq. 5
+    multiplicity: Tensor  # (n_bonded, 6) logits, Eq. 6
+    bond_lengths: Tensor  # (n_bonds,) Angstrom, Eq. 3
+
+
+class CrysAEDecoder(nn.Module):
+    """Rebuild a crystal graph from its node embeddings (Das et al. 2022, Eqs. 2-6).
+
+    The pair embedding is bilinear, ``z_uv = z_u^T W_f z_v + b_f`` (Eq. 2), with ``pair_dim``
+    components. The layers behind it are linear, so they are folded into ``W_f``: every output of
+    a pair is one bilinear form, and a batch's pairs go through one matrix product for each size
+    of crystal.
+
+    Node embeddings come out of a residual sum and have no fixed scale, which bilinear forms
+    square. With ``normalize`` every embedding is first brought to zero mean and unit variance
+    over its components; the article has no such step.
+    """
+
+    def __init__(
+        self, *, hidden_dim: int = 64, pair_dim: int = 6, normalize: bool = False
+    ) -> None:
+        super().__init__()
+        if pair_dim < 1:
+            raise SettingsError(f"pair_dim must be at least 1, got {pair_dim}.")
+        self.hidden_dim = hidden_dim
+        self.pair_dim = pair_dim
+        self.normalize = normalize
+        scale = hidden_dim**-0.5
+        self.pair_weight = nn.Parameter(torch.randn(pair_dim, hidden_dim, hidden_dim) * scale / 8)
+        self.pair_bias = nn.Parameter(torch.zeros(pair_dim))
+        self.existence_weight = nn.Parameter(torch.randn(hidden_dim, hidden_dim) * scale / 8)
+        self.existence_bias = nn.Parameter(torch.zeros(1))
+        self.multiplicity = nn.Linear(pair_dim, N_MULTIPLICITIES)
+        self.bond_lengths = nn.Linear(pair_dim, N_MULTIPLICITIES)
+        nn.init.constant_(self.bond_lengths.bias, TYPICAL_LENGTH)
+        self.atom_features = nn.Linear(hidden_dim, N_FEATURES)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The constructor's arguments that are its own."""
+        return {"pair_dim": self.pair_dim, "normalize": self.normalize}
+
+    def forward(self, atoms: Tensor, pairs: PairIndex) -> Reconstruction:
+        """Rebuild features, bonds and bond lengths.
+
+        Args:
+            atoms: Node embeddings, shape ``(n_atoms, hidden_dim)``.
+            pairs: The pairs of the batch.
+        """
+        if self.normalize:
+            atoms = functional.layer_norm(atoms, atoms.shape[1:])
+        outputs = self._pair_outputs(atoms, pairs)
+        of_multiplicity = outputs[1].index_select(0, pairs.bonded_pairs)
+        rows = outputs[2].shape[1] * pairs.bond_pairs + pairs.ranks
+        lengths = outputs[2].reshape(-1).index_select(0, rows)
+        return Reconstruction(
+            atom_features=self.atom_features(atoms),
+            existence=outputs[0].squeeze(1),
+            multiplicity=of_multiplicity,
+            bond_lengths=functional.relu(lengths),
+        )
+
+    def _pair_outputs(self, atoms: Tensor, pairs: PairIndex) -> list[Tensor]:
+        """Existence, multiplicity and lengths of all pairs: ``(n_pairs, 1)``, ``6``, ``6``."""
+        heads = (self.multiplicity, self.bond_lengths)
+        forms = torch.cat(
+            [self.existence_weight[None]]
+            + [torch.einsum("kf,fhj->khj", head.weight, self.pair_weight) for head in heads]
+        )
+        biases = torch.cat([self.existence_bias] + [head(self.pair_bias) for head in heads])
+        n_forms, width = len(forms), self.hidden_dim
+        projected = atoms @ forms.permute(1, 0, 2).reshape(width, n_forms * width)
+        parts = []
+        for group in pairs.groups:
+            crystals, size = group.shape
+            left = projected.index_select(0, group.reshape(-1))
+            right = atoms.index_select(0, group.reshape(-1)).view(crystals, size, width)
+            product = torch.bmm(left.view(crystals, size * n_forms, width), right.transpose(1, 2))
+            product = product.view(crystals, size, n_forms, size).transpose(2, 3)
+            parts.append(product.reshape(-1, n_forms))
+        return list(
+            (torch.cat(parts) + biases).split([1, N_MULTIPLICITIES, N_MULTIPLICITIES], dim=1)
+        )

@@ -1,0 +1,70 @@
+"""From node embeddings to one row a crystal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from crysxpp_mm.errors import SettingsError
+from crysxpp_mm.graph.backend import Graph
+
+MOMENTS = ("mean", "std", "max")
+"""What can be taken over the atoms of a crystal; all are the same for a supercell."""
+
+
+def graph_of_atoms(graph: Graph) -> Tensor:
+    """Which crystal of the batch each atom belongs to, shape ``(n_atoms,)``."""
+    sizes = graph.batch_num_nodes()
+    return torch.repeat_interleave(torch.arange(len(sizes), device=sizes.device), sizes)
+
+
+def mean_pool(graph: Graph, atoms: Tensor) -> Tensor:
+    """Mean over the atoms of each crystal, ``(n_graphs, width)``."""
+    total = atoms.new_zeros(graph.batch_size, atoms.shape[1])
+    total = total.index_add(0, graph_of_atoms(graph), atoms)
+    return total / graph.batch_num_nodes()[:, None]
+
+
+def std_pool(graph: Graph, atoms: Tensor) -> Tensor:
+    """Population standard deviation over the atoms of each crystal, ``(n_graphs, width)``.
+
+    Deviations are squared after the mean is taken away, so that crystals of equal atoms get
+    zero and not the square root of rounding errors.
+    """
+    deviation = atoms - mean_pool(graph, atoms).index_select(0, graph_of_atoms(graph))
+    return mean_pool(graph, deviation**2).sqrt()
+
+
+def max_pool(graph: Graph, atoms: Tensor) -> Tensor:
+    """Largest value over the atoms of each crystal, ``(n_graphs, width)``."""
+    lowest = atoms.new_full((graph.batch_size, atoms.shape[1]), float("-inf"))
+    index = graph_of_atoms(graph)[:, None].expand_as(atoms)
+    return lowest.scatter_reduce(0, index, atoms, reduce="amax")
+
+
+_POOLS = {"mean": mean_pool, "std": std_pool, "max": max_pool}
+
+
+def pool(
+    graph: Graph, layers: Sequence[Tensor], moments: Sequence[str] = MOMENTS
+) -> Tensor:
+    """Moments of every layer side by side.
+
+    Args:
+        graph: Batched crystal graph.
+        layers: Node embeddings, each ``(n_atoms, hidden_dim)``.
+        moments: Any of ``MOMENTS``.
+
+    Returns:
+        Shape ``(n_graphs, len(layers) * len(moments) * hidden_dim)``: layer by layer, within a
+        layer moment by moment.
+
+    Raises:
+        SettingsError: there is no such moment.
+    """
+    if unknown := [moment for moment in moments if moment not in _POOLS]:
+        raise SettingsError(f"unknown moment {unknown[0]!r}; there are {', '.join(MOMENTS)}.")
+    columns = [_POOLS[moment](graph, layer) for layer in layers for moment in moments]
+    return torch.cat(columns, dim=1)

@@ -1,0 +1,167 @@
+"""Models as data: JSON documents that hold settings and weights, and unpickle nothing."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import gzip
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from crysxpp_mm.errors import ModelFileError
+
+FORMAT_VERSION = 1
+"""Version of the model document; a later one is refused."""
+
+
+def weights_to_dict(module: nn.Module) -> dict[str, Any]:
+    """The parameters and buffers of ``module`` as a JSON-ready dictionary.
+
+    Returns:
+        ``format``, ``data`` (base64 of a safetensors document) and ``sha256`` of that document.
+    """
+    tensors = {
+        name: value.detach().to("cpu").contiguous() for name, value in module.state_dict().items()
+    }
+    data = safetensors.torch.save(tensors)
+    return {
+        "format": "safetensors",
+        "data": base64.b64encode(data).decode("ascii"),
+        "sha256": hashlib.sha256(data).hexdigest(),
+    }
+
+
+def load_weights(module: nn.Module, document: Mapping[str, Any]) -> None:
+    """Fill ``module`` from what ``weights_to_dict`` made, strictly.
+
+    Raises:
+        ModelFileError: the weights are damaged, of another format, or do not fit the module;
+            a missing, unknown or misshapen tensor is named.
+    """
+    if unknown := sorted(set(document) - {"format", "data", "sha256"}):
+        raise ModelFileError(f"the weights have unknown keys: {', '.join(unknown)}.")
+    if document.get("format") != "safetensors":
+        raise ModelFileError(
+            f"the weights are of format {document.get('format')!r}, expected 'safetensors'."
+        )
+    try:
+        data = base64.b64decode(document["data"], validate=True)
+    except (KeyError, TypeError, binascii.Error) as error:
+        raise ModelFileError(f"the weights are absent or no base64 text ({error}).") from error
+    if hashlib.sha256(data).hexdigest() != document.get("sha256"):
+        raise ModelFileError("the weights do not match their sha256; the file is damaged.")
+    try:
+        tensors = safetensors.torch.load(data)
+    except (safetensors.SafetensorError, ValueError, KeyError) as error:
+        raise ModelFileError(f"the weights are no safetensors document ({error}).") from error
+    _fill(module, tensors)
+
+
+def _fill(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    expected = module.state_dict()
+    if missing := sorted(set(expected) - set(tensors)):
+        raise ModelFileError(f"the weights lack {', '.join(missing)}.")
+    if extra := sorted(set(tensors) - set(expected)):
+        raise ModelFileError(f"the weights have tensors that the model has not: {', '.join(extra)}.")
+    for name, value in expected.items():
+        if tensors[name].shape != value.shape or tensors[name].dtype != value.dtype:
+            raise ModelFileError(
+                f"the tensor {name} is {tensors[name].dtype} {tuple(tensors[name].shape)}, "
+                f"the model needs {value.dtype} {tuple(value.shape)}."
+            )
+        if value.is_floating_point() and not torch.isfinite(tensors[name]).all():
+            raise ModelFileError(f"the tensor {name} holds NaN or infinite numbers.")
+    module.load_state_dict(dict(tensors))
+
+
+def write_document(document: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+    """Write a JSON document, compressed if the name ends in ``.gz``; the same bytes each time.
+
+    The file appears under its name only when it is complete.
+    """
+    target = Path(path)
+    data = json.dumps(_plain(document), indent=1, sort_keys=True, allow_nan=False).encode()
+    if target.suffix == ".gz":
+        data = gzip.compress(data, mtime=0)
+    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, target)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def _plain(value: Any) -> Any:
+    """Numpy numbers and tuples as JSON has them."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.generic):
+        return value.item()
+    return value
+
+
+def read_document(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a JSON document, compressed or not.
+
+    Raises:
+        ModelFileError: the file is absent, damaged, or holds no JSON object.
+    """
+    source = Path(path)
+    try:
+        data = source.read_bytes()
+        if data[:2] == b"\x1f\x8b":
+            data = gzip.decompress(data)
+        document = json.loads(data)
+    except FileNotFoundError as error:
+        raise ModelFileError(f"{source}: there is no such file.") from error
+    except (OSError, EOFError, ValueError, gzip.zlib.error) as error:  # type: ignore[attr-defined]
+        raise ModelFileError(
+            f"{source} is no model file, or it is damaged ({type(error).__name__}: {error})."
+        ) from error
+    if not isinstance(document, dict):
+        raise ModelFileError(f"{source} holds no model, but a JSON {type(document).__name__}.")
+    return document
+
+
+def check_keys(document: Mapping[str, Any], *, required: set[str], optional: set[str]) -> None:
+    """Refuse a model document with missing or unknown keys, or of a later format.
+
+    Raises:
+        ModelFileError: as said; the key is named.
+    """
+    keys = {key for key in document if not key.startswith("@")}
+    version = document.get("format_version", FORMAT_VERSION)
+    if not isinstance(version, int) or version > FORMAT_VERSION:
+        raise ModelFileError(
+            f"the model is of format version {version}, this package reads up to "
+            f"{FORMAT_VERSION}; update crysxpp_mm."
+        )
+    if missing := sorted(required - keys):
+        raise ModelFileError(f"the model lacks {', '.join(missing)}.")
+    if unknown := sorted(keys - required - optional):
+        raise ModelFileError(f"the model has unknown keys: {', '.join(unknown)}.")
+
+
+def digest(*arrays: np.ndarray) -> str:
+    """sha256 over dtype, shape and bytes of arrays."""
+    total = hashlib.sha256()
+    for array in arrays:
+        total.update(f"{array.dtype.str}{array.shape}".encode())
+        total.update(np.ascontiguousarray(array).data)
+    return total.hexdigest()

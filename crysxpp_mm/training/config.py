@@ -1,0 +1,149 @@
+"""How a model is trained, as one frozen object."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal
+
+from monty.json import MSONable
+from monty.serialization import loadfn
+
+from crysxpp_mm.errors import SettingsError
+from crysxpp_mm.losses import LossWeights
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig(MSONable):
+    """How to pretrain a CrysAE.
+
+    The defaults are those of ``crysae-mp-v1``; ``published`` gives the settings of the paper.
+
+    Attributes:
+        hidden_dim: Width of the node embeddings.
+        n_convs: Number of convolutions.
+        n_gaussians: Gaussians of a bond length.
+        element_channel: Whether every element has a learned vector beside its 92 columns.
+        pair_dim: Components of the pair embedding, Eq. 2.
+        normalize: Whether the decoder normalizes the embeddings that it reads.
+        loss_weights: Weights of the terms of Eq. 7.
+        masked: Share of crystals in which the features of some atoms are hidden from the encoder;
+            the others stay whole, as the crystals are that will be embedded.
+        mask_fraction: Share of atoms that are hidden in such a crystal.
+        mask_species: Share of those crystals in which all atoms of one element are hidden instead.
+        visible_weight: Weight of rebuilding a visible atom's features, where a hidden atom's have
+            weight 1.
+        strain: Standard deviation of the logarithm by which the bond lengths of a crystal are
+            scaled, all alike, before the encoder sees them; the true lengths are rebuilt.
+        strained: Share of crystals that are strained.
+        learning_rate: Peak rate.
+        schedule: ``"one_cycle"`` or ``"constant"``.
+        weight_decay: Of AdamW.
+        batch_size: Crystals a step.
+        max_epochs: Epochs at most.
+        patience: Epochs without a better validation loss after which training stops.
+        gradient_clip: Largest norm of the gradient.
+        validation_fraction: Share of the crystals that is held out to measure reconstruction.
+        max_epoch_crystals: An epoch, and so the time between checkpoints, has no more crystals;
+            a larger set is passed through in several epochs.
+        seed: Of weights, split, order and corruption.
+    """
+
+    hidden_dim: int = 64
+    n_convs: int = 3
+    n_gaussians: int = 41
+    element_channel: bool = False
+    pair_dim: int = 6
+    normalize: bool = True
+    loss_weights: LossWeights = field(default_factory=LossWeights)
+    masked: float = 0.5
+    mask_fraction: float = 0.3
+    mask_species: float = 0.0
+    visible_weight: float = 0.1
+    strain: float = 0.0
+    strained: float = 0.5
+    learning_rate: float = 3e-3
+    schedule: Literal["one_cycle", "constant"] = "one_cycle"
+    weight_decay: float = 0.01
+    batch_size: int = 64
+    max_epochs: int = 80
+    patience: int = 20
+    gradient_clip: float = 5.0
+    validation_fraction: float = 0.05
+    max_epoch_crystals: int = 50_000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "max_epochs", "patience", "max_epoch_crystals"):
+            if getattr(self, name) < 1:
+                raise SettingsError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        for name in ("masked", "mask_fraction", "mask_species", "visible_weight", "strained"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise SettingsError(f"{name} must lie in 0 to 1, got {getattr(self, name)}.")
+        if not 0 <= self.validation_fraction < 1:
+            raise SettingsError(
+                "validation_fraction must be at least 0 and less than 1, "
+                f"got {self.validation_fraction}."
+            )
+        if not 0 <= self.strain <= 0.5:
+            raise SettingsError(f"strain must lie in 0 to 0.5, got {self.strain}.")
+        for name in ("learning_rate", "gradient_clip"):
+            if not getattr(self, name) > 0:
+                raise SettingsError(f"{name} must be positive, got {getattr(self, name)}.")
+        if self.schedule not in ("one_cycle", "constant"):
+            raise SettingsError(
+                f"schedule must be 'one_cycle' or 'constant', got {self.schedule!r}."
+            )
+
+    @classmethod
+    def published(cls) -> PretrainConfig:
+        """The loss and the settings of Das et al. (2022)."""
+        return cls(
+            normalize=False,
+            masked=0.0,
+            visible_weight=1.0,
+            learning_rate=0.003,
+            schedule="constant",
+            weight_decay=0.0,
+            batch_size=512,
+            max_epochs=200,
+        )
+
+    @property
+    def model_settings(self) -> dict[str, Any]:
+        """What the constructor of CrysAE takes."""
+        names = ("hidden_dim", "n_convs", "n_gaussians", "element_channel", "pair_dim", "normalize")
+        return {name: getattr(self, name) for name in names}
+
+    @classmethod
+    def from_file(cls, path: str | os.PathLike[str]) -> PretrainConfig:
+        """Read settings from a YAML or JSON file; what it does not name keeps its default.
+
+        Raises:
+            SettingsError: the file is absent or unreadable, or names an unknown setting.
+        """
+        try:
+            content = loadfn(path, cls=None) or {}
+        except Exception as error:
+            raise SettingsError(f"{path} cannot be read as YAML or JSON: {error}") from error
+        if not isinstance(content, dict):
+            raise SettingsError(f"{path} must map names of settings to values.")
+        known = {item.name for item in fields(cls)}
+        settings = {key: value for key, value in content.items() if not key.startswith("@")}
+        if unknown := sorted(set(settings) - known):
+            raise SettingsError(
+                f"{path} has unknown settings: {', '.join(unknown)}; "
+                f"there are {', '.join(sorted(known))}."
+            )
+        weights = settings.get("loss_weights")
+        try:
+            if isinstance(weights, dict):
+                terms = {key: value for key, value in weights.items() if not key.startswith("@")}
+                settings["loss_weights"] = LossWeights(**terms)
+            return cls(**settings)
+        except TypeError as error:
+            raise SettingsError(f"{path}: {error}") from error
+
+    def to_plain(self) -> dict[str, Any]:
+        """All settings as plain JSON data."""
+        return asdict(self)

@@ -1,0 +1,54 @@
+"""The log of a training: every term of every epoch, as a table and a picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning
+import pandas as pd
+from lightning.pytorch.callbacks import Callback
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+
+class CurveRecorder(Callback):
+    """Write ``curves.csv`` and ``curves.png`` after every epoch."""
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        self.rows: list[dict[str, float]] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs."""
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        self.rows = state_dict["rows"]
+
+    def on_train_epoch_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    ) -> None:
+        """Add the epoch."""
+        row: dict[str, float] = {"epoch": trainer.current_epoch}
+        row |= {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
+        row["learning_rate"] = float(trainer.optimizers[0].param_groups[0]["lr"])
+        self.rows.append(row)
+        table = pd.DataFrame(self.rows)
+        table.to_csv(self.out / "curves.csv", index=False)
+        plot_curves(table).savefig(self.out / "curves.png", dpi=120)
+
+
+def plot_curves(table: pd.DataFrame) -> Figure:
+    """One panel a loss term, training and validation."""
+    terms = [name[6:] for name in table.columns if name.startswith("train_")]
+    figure = Figure(figsize=(3.2 * len(terms), 3.0), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, term in zip(figure.subplots(1, len(terms), squeeze=False)[0], terms, strict=True):
+        for prefix, label in (("train", "training"), ("val", "validation")):
+            if f"{prefix}_{term}" in table:
+                axes.plot(table["epoch"] + 1, table[f"{prefix}_{term}"], label=label)
+        axes.set(xlabel="epoch", title=term.replace("_", " "), yscale="log")
+        axes.legend(frameon=False)
+    return figure

@@ -1,0 +1,327 @@
+"""Pretrain CrysAE on crystal graphs, without any label."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping, TQDMProgressBar
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from crysxpp_mm.errors import DataError, SettingsError
+from crysxpp_mm.graph.arrays import CrystalGraphs
+from crysxpp_mm.graph.converter import CrystalGraphConverter
+from crysxpp_mm.losses import ReconstructionLoss, reconstruction_loss
+from crysxpp_mm.models.crysae import CrysAE
+from crysxpp_mm.training.batches import EpochOfBatches, PretrainBatch
+from crysxpp_mm.training.config import PretrainConfig
+from crysxpp_mm.training.curves import CurveRecorder
+from crysxpp_mm.training.reconstruction import measure_reconstruction
+from crysxpp_mm.version import __version__
+
+logger = logging.getLogger(__name__)
+
+CHECKPOINT = "last.ckpt"
+MODEL = "model.json.gz"
+RUN = "run.json"
+MONITOR = "val_total"
+
+
+class PretrainModule(lightning.LightningModule):
+    """What Lightning needs to know of a pretraining."""
+
+    def __init__(self, model: CrysAE, config: PretrainConfig, *, steps: int) -> None:
+        super().__init__()
+        self.model = model
+        self.config = config
+        self.steps = steps
+
+    def _losses(self, batch: PretrainBatch) -> tuple[ReconstructionLoss, Tensor]:
+        reconstruction = self.model(batch.graph, batch.pairs)
+        losses = reconstruction_loss(
+            reconstruction,
+            batch.pairs,
+            batch.features,
+            batch.distances,
+            hidden=batch.hidden,
+            visible_weight=self.config.visible_weight,
+        )
+        return losses, losses.total(self.config.loss_weights)
+
+    def _log(self, prefix: str, losses: ReconstructionLoss, total: Tensor, size: int) -> None:
+        for name, value in {"total": total, **losses._asdict()}.items():
+            self.log(
+                f"{prefix}_{name}",
+                value.detach(),
+                on_step=False,
+                on_epoch=True,
+                batch_size=size,
+                prog_bar=name == "total" or prefix == "train",
+            )
+
+    def training_step(self, batch: PretrainBatch, batch_index: int) -> Tensor:
+        """Loss of a batch; a loss that is not finite stops the run."""
+        losses, total = self._losses(batch)
+        if not torch.isfinite(total):
+            terms = {name: float(value) for name, value in losses._asdict().items()}
+            raise FloatingPointError(
+                f"the loss is not finite in epoch {self.current_epoch}, batch {batch_index} "
+                f"({terms}); lower learning_rate."
+            )
+        self._log("train", losses, total, batch.graph.batch_size)
+        return total
+
+    def validation_step(self, batch: PretrainBatch, batch_index: int) -> None:
+        """Log the losses of held-out crystals."""
+        losses, total = self._losses(batch)
+        self._log("val", losses, total, batch.graph.batch_size)
+
+    def configure_optimizers(self) -> Any:
+        """AdamW, with a one-cycle rate if the settings say so."""
+        config = self.config
+        optimizer = torch.optim.AdamW(
+            self.model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+        )
+        if config.schedule == "constant":
+            return optimizer
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, config.learning_rate, total_steps=self.steps
+        )
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
+        }
+
+
+class CrystalData(lightning.LightningDataModule):
+    """Training and validation batches."""
+
+    def __init__(
+        self,
+        graphs: CrystalGraphs,
+        config: PretrainConfig,
+        *,
+        train: NDArray[np.int64],
+        validation: NDArray[np.int64],
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__()
+        self.graphs = graphs
+        self.config = config
+        self.train = train
+        self.validation = validation
+        self.num_workers = num_workers
+
+    def epoch(self, epoch: int, *, shuffle: bool) -> EpochOfBatches:
+        """The batches of an epoch."""
+        indices = self.train if shuffle else self.validation
+        return EpochOfBatches(self.graphs, indices, self.config, epoch=epoch, shuffle=shuffle)
+
+    def _loader(self, batches: EpochOfBatches) -> DataLoader[PretrainBatch]:
+        return DataLoader(batches, batch_size=None, num_workers=self.num_workers)
+
+    def train_dataloader(self) -> DataLoader[PretrainBatch]:
+        """The batches of the current epoch; asked for anew every epoch."""
+        epoch = self.trainer.current_epoch if self.trainer else 0
+        return self._loader(self.epoch(epoch, shuffle=True))
+
+    def val_dataloader(self) -> DataLoader[PretrainBatch] | list[Any]:
+        """The validation batches, the same in every epoch."""
+        if not len(self.validation):
+            return []
+        return self._loader(self.epoch(0, shuffle=False))
+
+
+class SaveBest(Callback):
+    """After every epoch, keep the model if its validation loss is the best so far."""
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        self.best = float("inf")
+        self.best_epoch = -1
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs."""
+        return {"best": self.best, "best_epoch": self.best_epoch}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        self.best = state_dict["best"]
+        self.best_epoch = state_dict["best_epoch"]
+
+    def on_train_epoch_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    ) -> None:
+        """Keep the model if it is better; runs after the validation of the epoch."""
+        value = float(trainer.callback_metrics.get(MONITOR, trainer.callback_metrics["train_total"]))
+        assert isinstance(pl_module, PretrainModule)
+        if value < self.best:
+            self.best, self.best_epoch = value, trainer.current_epoch
+            pl_module.model.save(self.out / MODEL)
+
+
+class SaveCheckpoint(Checkpoint):
+    """After every epoch, save all that is needed to go on; complete or not at all."""
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+
+    def on_train_epoch_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    ) -> None:
+        """Lightning calls checkpoint callbacks last, when the others know the epoch."""
+        temporary = self.out / f".{CHECKPOINT}"
+        trainer.save_checkpoint(temporary)
+        os.replace(temporary, self.out / CHECKPOINT)
+
+
+def split_crystals(
+    n_crystals: int, config: PretrainConfig
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Training and validation crystals, disjoint, drawn with the seed of ``config``."""
+    order = np.random.default_rng([config.seed, 0]).permutation(n_crystals)
+    n_validation = round(config.validation_fraction * n_crystals)
+    return np.sort(order[n_validation:]), np.sort(order[:n_validation])
+
+
+def pretrain(
+    graphs: CrystalGraphs,
+    config: PretrainConfig,
+    out: str | os.PathLike[str],
+    *,
+    converter: CrystalGraphConverter | None = None,
+    data_hash: str,
+    description: str = "",
+    accelerator: str = "cpu",
+    devices: int | str = 1,
+    num_workers: int = 0,
+    pbar: bool = True,
+) -> CrysAE:
+    """Pretrain a CrysAE, or go on with an interrupted run in the same folder.
+
+    The folder receives ``model.json.gz`` (the weights of the best validation loss),
+    ``last.ckpt`` (to resume from), ``curves.csv`` and ``curves.png`` (every term, every epoch)
+    and ``run.json`` (settings, data and results).
+
+    Args:
+        graphs: The crystals.
+        config: How to train.
+        out: Folder of the run, made if absent.
+        converter: The rule that ``graphs`` were built by; the default one if None.
+        data_hash: sha256 of the data, kept with the weights.
+        description: A line on the data, kept with the weights.
+        accelerator: As Lightning's Trainer takes it.
+        devices: As Lightning's Trainer takes it.
+        num_workers: Processes that prepare batches.
+        pbar: Whether to show a progress bar with the loss terms.
+
+    Returns:
+        The model with the best validation loss, in evaluation mode.
+
+    Raises:
+        DataError: fewer than two crystals are left to train on.
+        SettingsError: the folder holds a run with other settings or other data.
+        FloatingPointError: the loss is no longer finite.
+    """
+    folder = Path(out)
+    train, validation = split_crystals(len(graphs), config)
+    if len(train) < 2:
+        raise DataError(f"pretraining needs at least two crystals, got {len(train)}.")
+    folder.mkdir(parents=True, exist_ok=True)
+    run = {
+        "config": config.to_plain(),
+        "data_hash": data_hash,
+        "description": description,
+        "n_train": len(train),
+        "n_validation": len(validation),
+        "version": __version__,
+    }
+    resume = _check_run(folder, run)
+
+    data = CrystalData(
+        graphs, config, train=train, validation=validation, num_workers=num_workers
+    )
+    steps = sum(len(data.epoch(epoch, shuffle=True)) for epoch in range(config.max_epochs))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        model = CrysAE(converter=converter, metadata=run, **config.model_settings)
+    module = PretrainModule(model, config, steps=steps)
+    saver = SaveBest(folder)
+    callbacks: list[Callback] = [
+        CurveRecorder(folder),
+        saver,
+        EarlyStopping(
+            MONITOR if len(validation) else "train_total", patience=config.patience, strict=False
+        ),
+        SaveCheckpoint(folder),
+    ]
+    if pbar:
+        callbacks.append(TQDMProgressBar())
+    started = time.monotonic()
+    with warnings.catch_warnings():
+        # Lightning advises loader workers; batches are cheaper than sending them.
+        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
+        trainer = lightning.Trainer(
+            accelerator=accelerator,
+            devices=devices,
+            max_epochs=config.max_epochs,
+            gradient_clip_val=config.gradient_clip,
+            callbacks=callbacks,
+            logger=False,
+            enable_progress_bar=pbar,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            reload_dataloaders_every_n_epochs=1,
+            use_distributed_sampler=False,
+            default_root_dir=folder,
+        )
+        trainer.fit(
+            module,
+            datamodule=data,
+            ckpt_path=str(folder / CHECKPOINT) if resume else None,
+            weights_only=True,
+        )
+    best = CrysAE.load(folder / MODEL)
+    results = {
+        "epochs": trainer.current_epoch,
+        "best_epoch": saver.best_epoch,
+        "best_loss": saver.best,
+        "seconds_of_last_start": round(time.monotonic() - started, 1),
+    }
+    if len(validation):
+        results["reconstruction"] = measure_reconstruction(best, graphs.select(validation))
+    best.metadata = {**run, "results": results}
+    best.save(folder / MODEL)
+    (folder / RUN).write_text(json.dumps({**run, "results": results}, indent=1))
+    return best
+
+
+def _check_run(folder: Path, run: dict[str, Any]) -> bool:
+    """Whether the folder holds a checkpoint of this very run; starts the record if not.
+
+    Raises:
+        SettingsError: it holds another run.
+    """
+    record = folder / RUN
+    if record.exists():
+        before = json.loads(record.read_text())
+        plain = json.loads(json.dumps(run))
+        if differing := [key for key in plain if before.get(key) != plain[key]]:
+            raise SettingsError(
+                f"{folder} holds another run (differing: {', '.join(differing)}); "
+                "choose another folder, or remove it to start afresh."
+            )
+    else:
+        record.write_text(json.dumps(run, indent=1))
+    return (folder / CHECKPOINT).exists()
