@@ -202,7 +202,9 @@ def _short_labels(table: pd.DataFrame) -> list[str]:
 
     A formula that occurs several times gets the mineral's name, if that is one short word.
     """
-    subscripts = str.maketrans("0123456789", "\u2080\u2081\u2082\u2083\u2084\u2085\u2086\u2087\u2088\u2089")
+    subscripts = str.maketrans(
+        "0123456789", "\u2080\u2081\u2082\u2083\u2084\u2085\u2086\u2087\u2088\u2089"
+    )
     repeated = table["formula"].duplicated(keep=False)
     labels = []
     for formula, mineral, known, twice in zip(

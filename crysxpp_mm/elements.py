@@ -56,9 +56,13 @@ class ColumnInfo:
 
 
 def _labels(edges: NDArray[np.float64], digits: int) -> tuple[str, ...]:
-    texts = [f"{edge:.{digits}f}".rstrip("0").rstrip(".") if digits else f"{edge:g}" for edge in edges]
+    texts = [
+        f"{edge:.{digits}f}".rstrip("0").rstrip(".") if digits else f"{edge:g}" for edge in edges
+    ]
     return tuple(
-        f"{low}-{high}" if not high.startswith("-") and not low.startswith("-") else f"{low} to {high}"
+        f"{low}-{high}"
+        if not high.startswith("-") and not low.startswith("-")
+        else f"{low} to {high}"
         for low, high in zip(texts[:-1], texts[1:], strict=True)
     )
 

@@ -180,9 +180,7 @@ def _add_labels(
                 left < other[2] and other[0] < right and bottom < other[3] and other[1] < top
                 for other in taken
             )
-            inside = (
-                left > frame.x0 and right < frame.x1 and bottom > frame.y0 and top < frame.y1
-            )
+            inside = left > frame.x0 and right < frame.x1 and bottom > frame.y0 and top < frame.y1
             if inside and not covers_point and not covers_label:
                 taken.append((left - 2, bottom - 2, right + 2, top + 2))
                 break

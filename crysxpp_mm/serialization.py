@@ -73,7 +73,9 @@ def _fill(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     if missing := sorted(set(expected) - set(tensors)):
         raise ModelFileError(f"the weights lack {', '.join(missing)}.")
     if extra := sorted(set(tensors) - set(expected)):
-        raise ModelFileError(f"the weights have tensors that the model has not: {', '.join(extra)}.")
+        raise ModelFileError(
+            f"the weights have tensors that the model has not: {', '.join(extra)}."
+        )
     for name, value in expected.items():
         if tensors[name].shape != value.shape or tensors[name].dtype != value.dtype:
             raise ModelFileError(

@@ -29,7 +29,9 @@ def make_perovskite() -> Structure:
 
 def make_copper() -> Structure:
     """Fcc copper, primitive cell, one site."""
-    return Structure(Lattice([[0, 1.805, 1.805], [1.805, 0, 1.805], [1.805, 1.805, 0]]), ["Cu"], [[0] * 3])
+    return Structure(
+        Lattice([[0, 1.805, 1.805], [1.805, 0, 1.805], [1.805, 1.805, 0]]), ["Cu"], [[0] * 3]
+    )
 
 
 def make_silicon() -> Structure:

@@ -205,9 +205,7 @@ def test_whom_to_cite_and_to_ask(featurizer):
 
 
 def test_structures_that_others_crash_on(featurizer, structures, copper, nacl):
-    spin = Structure(
-        nacl.lattice, [Species("Fe", 2, spin=5), Species("O", -2)], nacl.frac_coords
-    )
+    spin = Structure(nacl.lattice, [Species("Fe", 2, spin=5), Species("O", -2)], nacl.frac_coords)
     heavy_water = Structure(Lattice.cubic(5), ["D", "O"], [[0, 0, 0], [0.2, 0, 0]])
     vacant = Structure(Lattice.cubic(4), [{"Fe": 0.0}, "O"], [[0, 0, 0], [0.5, 0.5, 0.5]])
     rows = featurizer.featurize_many([*structures, spin, heavy_water, vacant], pbar=False)
@@ -565,7 +563,9 @@ def test_clone_keeps_every_argument(crysae, nacl):
     featurizer = CrysAEFeaturizer(**options)
     assert all(getattr(featurizer, name) is value for name, value in options.items())
     assert clone(featurizer).get_params() == options
-    assert clone(CrysAEFeaturizer(crysae)).featurize(nacl) == CrysAEFeaturizer(crysae).featurize(nacl)
+    assert clone(CrysAEFeaturizer(crysae)).featurize(nacl) == CrysAEFeaturizer(crysae).featurize(
+        nacl
+    )
     with pytest.raises(TypeError, match="batch_size"):
         CrysAEFeaturizer(batch_size=3)
 

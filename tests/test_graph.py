@@ -80,9 +80,7 @@ def permuted(structure: Structure) -> Structure:
 
 
 @pytest.mark.parametrize("transform", [rotated, supercell, skewed, translated, permuted])
-@pytest.mark.parametrize(
-    "make", [make_nacl, make_perovskite, make_copper, make_silicon, make_slab]
-)
+@pytest.mark.parametrize("make", [make_nacl, make_perovskite, make_copper, make_silicon, make_slab])
 def test_graph_is_the_same_for_every_description_of_a_crystal(make, transform):
     before = converter.convert(make())
     after = converter.convert(transform(make()))

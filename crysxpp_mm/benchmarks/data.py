@@ -197,9 +197,7 @@ def target_named(name: str) -> Target:
     raise DataError(f"No target {name!r}; there are {', '.join(t.name for t in TARGETS)}.")
 
 
-def load_mp_structures(
-    root: str | Path | None, material_ids: Sequence[str]
-) -> list[Structure]:
+def load_mp_structures(root: str | Path | None, material_ids: Sequence[str]) -> list[Structure]:
     """Read crystals of ``mp_structures.zip``, in the order of their ids.
 
     Raises:
@@ -259,8 +257,6 @@ def _load_mp_crystals(root: Path) -> BenchmarkTable:
     frame = pd.read_csv(path)
     known = frame.dropna(subset=["formation_energy_per_atom", "band_gap"])
     known = known[~known["material_id"].isin(DISTRUSTED)].sort_values("material_id")
-    chosen = np.sort(
-        np.random.default_rng(MP_SEED).choice(len(known), MP_CRYSTALS, replace=False)
-    )
+    chosen = np.sort(np.random.default_rng(MP_SEED).choice(len(known), MP_CRYSTALS, replace=False))
     sample = known.iloc[chosen].reset_index(drop=True)
     return _table("mp2000", load_mp_structures(root, list(sample["material_id"])), sample)

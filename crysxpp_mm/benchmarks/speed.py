@@ -71,9 +71,7 @@ def seconds_of(work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def interleaved(
-    works: Sequence[Callable[[], object]], *, rounds: int
-) -> list[list[float]]:
+def interleaved(works: Sequence[Callable[[], object]], *, rounds: int) -> list[list[float]]:
     """Times of several kinds of work, one round of each in turn.
 
     Returns:
@@ -280,9 +278,7 @@ def measure_epoch(
             measure="Lightning's share on top of the bare loop",
             value=100
             * (
-                statistics.median(
-                    a / b for a, b in zip(watch.lightning, watch.bare, strict=True)
-                )
+                statistics.median(a / b for a, b in zip(watch.lightning, watch.bare, strict=True))
                 - 1
             ),
             unit="%",
@@ -387,9 +383,7 @@ def measure_memory(
     ]
 
 
-def _memory_of_rows(
-    structures: list[Structure], model: str, n_rows: int
-) -> tuple[float, float]:
+def _memory_of_rows(structures: list[Structure], model: str, n_rows: int) -> tuple[float, float]:
     """Growth of the peak between few rows and many, and the size of the result, in MB."""
     from crysxpp_mm.featurizers import CrysAEFeaturizer
 

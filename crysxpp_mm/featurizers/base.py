@@ -383,7 +383,12 @@ class BatchedFeaturizer(BaseFeaturizer):  # type: ignore[misc]
             return
         structures, refused = _unpack(inputs)
         options = pbar if isinstance(pbar, dict) else {}
-        options = {"desc": type(self).__name__, "total": len(inputs), "disable": not pbar, **options}
+        options = {
+            "desc": type(self).__name__,
+            "total": len(inputs),
+            "disable": not pbar,
+            **options,
+        }
         with tqdm(**options) as bar:
             for batch in self._stream(structures, self._rows, refused):
                 if batch.errors and not ignore_errors:

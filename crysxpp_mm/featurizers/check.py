@@ -293,7 +293,9 @@ def dataframe(case: _Case) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # matminer's, on multiindex with inplace
             if options["return_errors"] and not options["ignore_errors"]:
-                error = _raised(lambda f=frame, o=options: featurizer.featurize_dataframe(f, COLUMN, **o))
+                error = _raised(
+                    lambda f=frame, o=options: featurizer.featurize_dataframe(f, COLUMN, **o)
+                )
                 _require(isinstance(error, ValueError), f"{what} raises no ValueError")
                 continue
             result = featurizer.featurize_dataframe(frame, COLUMN, **options)
@@ -378,7 +380,9 @@ def multiple(case: _Case) -> None:
             np.vstack([case.expected[:1], np.full_like(case.expected[:1], np.nan)]),
             f"{what}, with a bad entry,",
         )
-    _require(both.citations() is not None and both.implementors(), "MultipleFeaturizer has no names")
+    _require(
+        both.citations() is not None and both.implementors(), "MultipleFeaturizer has no names"
+    )
 
 
 def stacked(case: _Case) -> None:

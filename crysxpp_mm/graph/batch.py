@@ -70,7 +70,9 @@ def _mix(graphs: CrystalGraphs, table: NDArray[np.float32], width: int) -> NDArr
     rows = table[graphs.species_numbers]
     if len(rows) == total and (graphs.occupancies == 1).all():
         return rows  # every site holds one element
-    sites = graphs.species_sites + np.repeat(graphs.atom_offsets[:-1], np.diff(graphs.species_offsets))
+    sites = graphs.species_sites + np.repeat(
+        graphs.atom_offsets[:-1], np.diff(graphs.species_offsets)
+    )
     mixed = np.zeros((total, width), dtype=np.float32)
     np.add.at(mixed, sites, rows * graphs.occupancies[:, None])
     return mixed

@@ -69,9 +69,7 @@ def weighted_variance(bonds: Bonds, center: Tensor, neighbor: Tensor, length: Te
     """Weighted mean of squares of summed rows whose mean is zero, ``(width,)``."""
     squares = center.new_zeros(center.shape[1])
     for chunk in bonds.chunks():
-        squares.addmv_(
-            _sum_by_bond(chunk, center, neighbor, length).square_().t(), chunk.weights
-        )
+        squares.addmv_(_sum_by_bond(chunk, center, neighbor, length).square_().t(), chunk.weights)
     return squares / bonds.weights.sum()
 
 

@@ -29,7 +29,11 @@ def _sum_messages(graph: Graph, atoms: Tensor, messages: Tensor) -> Tensor:
 
 
 def reference_convolution(
-    convolution: CrystalGraphConv, graph: Graph, atoms: Tensor, bond_features: Tensor, weights: Tensor
+    convolution: CrystalGraphConv,
+    graph: Graph,
+    atoms: Tensor,
+    bond_features: Tensor,
+    weights: Tensor,
 ) -> Tensor:
     """What ``convolution`` computes, written as Eq. 1 reads.
 

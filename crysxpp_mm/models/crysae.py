@@ -74,9 +74,7 @@ class CrysAE(nn.Module, MSONable):
             n_gaussians=n_gaussians,
             element_channel=element_channel,
         )
-        self.decoder = CrysAEDecoder(
-            hidden_dim=hidden_dim, pair_dim=pair_dim, normalize=normalize
-        )
+        self.decoder = CrysAEDecoder(hidden_dim=hidden_dim, pair_dim=pair_dim, normalize=normalize)
         self.metadata: dict[str, Any] = dict(metadata or {})
 
     @classmethod

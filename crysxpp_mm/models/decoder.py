@@ -101,9 +101,7 @@ class CrysAEDecoder(nn.Module):
     over its components; the article has no such step.
     """
 
-    def __init__(
-        self, *, hidden_dim: int = 64, pair_dim: int = 6, normalize: bool = False
-    ) -> None:
+    def __init__(self, *, hidden_dim: int = 64, pair_dim: int = 6, normalize: bool = False) -> None:
         super().__init__()
         if pair_dim < 1:
             raise SettingsError(f"pair_dim must be at least 1, got {pair_dim}.")

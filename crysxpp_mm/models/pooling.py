@@ -47,9 +47,7 @@ def max_pool(graph: Graph, atoms: Tensor) -> Tensor:
 _POOLS = {"mean": mean_pool, "std": std_pool, "max": max_pool}
 
 
-def pool(
-    graph: Graph, layers: Sequence[Tensor], moments: Sequence[str] = MOMENTS
-) -> Tensor:
+def pool(graph: Graph, layers: Sequence[Tensor], moments: Sequence[str] = MOMENTS) -> Tensor:
     """Moments of every layer side by side.
 
     Args:

@@ -163,7 +163,9 @@ class SaveBest(Callback):
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
     ) -> None:
         """Keep the model if it is better; runs after the validation of the epoch."""
-        value = float(trainer.callback_metrics.get(MONITOR, trainer.callback_metrics["train_total"]))
+        value = float(
+            trainer.callback_metrics.get(MONITOR, trainer.callback_metrics["train_total"])
+        )
         assert isinstance(pl_module, PretrainModule)
         if value < self.best:
             self.best, self.best_epoch = value, trainer.current_epoch
@@ -248,9 +250,7 @@ def pretrain(
     }
     resume = _check_run(folder, run)
 
-    data = CrystalData(
-        graphs, config, train=train, validation=validation, num_workers=num_workers
-    )
+    data = CrystalData(graphs, config, train=train, validation=validation, num_workers=num_workers)
     steps = sum(len(data.epoch(epoch, shuffle=True)) for epoch in range(config.max_epochs))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)

@@ -1,0 +1,335 @@
+"""A graph store: the crystal graphs of a whole data set in one flat file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+import zipfile
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from joblib.externals.loky import ProcessPoolExecutor
+from numpy.typing import NDArray
+from tqdm.auto import tqdm
+
+from crysxpp_mm.data.sources import STRUCTURE, Payload, open_structures, parse
+from crysxpp_mm.errors import DataError, GraphStoreError, SettingsError
+from crysxpp_mm.graph.arrays import DTYPES, CrystalGraphs, offsets_from_counts
+from crysxpp_mm.graph.converter import CrystalGraphConverter
+
+FORMAT = "crysxpp_mm graph store"
+FORMAT_VERSION = 1
+"""Version of the file; a later one is refused."""
+HEADER = "header.json"
+SUFFIX = ".graphs"
+"""What the names of stores end in."""
+
+BLOCK = 256
+"""Crystals that are parsed, converted and written at a time."""
+_COPY_BYTES = 1 << 20
+
+# Offsets are kept as counts, in 32 bits, and made again on loading.
+_COLUMNS: dict[str, np.dtype] = {
+    name.replace("_offsets", "_counts"): (
+        np.dtype(np.int32) if name.endswith("_offsets") else dtype
+    )
+    for name, dtype in DTYPES.items()
+} | {"names": np.dtype(np.uint8)}
+
+
+@dataclass(frozen=True)
+class GraphStore:
+    """The graphs of many crystals, their names, and the rule that made them.
+
+    Attributes:
+        names: Name of each crystal, such as its file's.
+        graphs: The graphs, in the same order.
+        converter: The rule that they were built by.
+        data_hash: sha256 over names, graphs and rule; equal data have equal hashes.
+        errors: Why crystals were left out, by name.
+    """
+
+    names: list[str]
+    graphs: CrystalGraphs
+    converter: CrystalGraphConverter
+    data_hash: str
+    errors: dict[str, str] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def select(self, names: list[str]) -> CrystalGraphs:
+        """The graphs of the crystals of these names, in that order.
+
+        Raises:
+            DataError: a name is not in the store.
+        """
+        rows = {name: row for row, name in enumerate(self.names)}
+        if missing := [name for name in names if name not in rows]:
+            raise DataError(f"the graph store has no crystal {missing[0]!r}.")
+        return self.graphs.select([rows[name] for name in names])
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> GraphStore:
+        """Read a store; nothing is unpickled and every byte is checked.
+
+        Raises:
+            GraphStoreError: the file is absent, foreign, damaged or of a later format.
+        """
+        source = Path(path)
+        if not source.is_file():
+            raise GraphStoreError(f"{source}: there is no such file.")
+        if not zipfile.is_zipfile(source):
+            raise GraphStoreError(f"{source} is no graph store, or it is damaged.")
+        try:
+            with zipfile.ZipFile(source) as archive:
+                header = _read_header(archive, source)
+                arrays = {name: _read_array(archive, name) for name in _COLUMNS}
+        except GraphStoreError:
+            raise
+        except (
+            OSError,
+            EOFError,
+            ValueError,
+            KeyError,
+            zipfile.BadZipFile,
+            zipfile.zlib.error,
+        ) as error:  # type: ignore[attr-defined]
+            raise GraphStoreError(f"{source} is damaged: {error}") from error
+        names = arrays.pop("names").tobytes().decode().split("\n")[:-1]
+        try:
+            converter = CrystalGraphConverter(**header["converter"])
+        except (TypeError, SettingsError) as error:
+            raise GraphStoreError(f"{source}: the rule makes no sense: {error}") from error
+        found = {name: hashlib.sha256(array.tobytes()) for name, array in arrays.items()}
+        found["names"] = hashlib.sha256(_join(names))
+        data_hash = _combine(
+            {name: digest.hexdigest() for name, digest in found.items()}, converter
+        )
+        if data_hash != header["sha256"]:
+            raise GraphStoreError(f"{source} does not match its sha256; the file is damaged.")
+        graphs = CrystalGraphs(
+            **{
+                name: offsets_from_counts(arrays[name.replace("_offsets", "_counts")])
+                if name.endswith("_offsets")
+                else arrays[name]
+                for name in DTYPES
+            }
+        )
+        if len(graphs) != len(names):
+            raise GraphStoreError(f"{source} has {len(graphs)} graphs and {len(names)} names.")
+        return cls(names, graphs, converter, data_hash, header.get("errors", {}))
+
+
+def build_store(
+    source: str | os.PathLike[str] | pd.DataFrame | pd.Series | list[Any],
+    out: str | os.PathLike[str],
+    *,
+    converter: CrystalGraphConverter | None = None,
+    column: str = STRUCTURE,
+    ignore_errors: bool = False,
+    num_workers: int = 0,
+    pbar: bool = True,
+) -> GraphStore:
+    """Convert a data set once and write its graphs to one file.
+
+    Structures are parsed, converted and written 256 at a time, so that memory does not grow with
+    the data set. The file appears under its name only when it is complete.
+
+    Args:
+        source: A zip or folder of CIF, POSCAR or JSON files, a table, or structures in memory
+            (see ``crysxpp_mm.data.sources.open_structures``).
+        out: The file to write, usually ``<name>.graphs``.
+        converter: The rule; the published cutoff and neighbours if None.
+        column: In a table, the column of structures.
+        ignore_errors: Leave out what has no graph, and keep the reason in the store.
+        num_workers: Processes that parse and convert; 0 for this one.
+        pbar: Show a progress bar.
+
+    Returns:
+        The store, read back from the file.
+
+    Raises:
+        DataError: the source cannot be read, or a structure has no graph (its name begins the
+            message).
+        SettingsError: ``num_workers`` is negative.
+    """
+    if num_workers < 0:
+        raise SettingsError(f"num_workers must be at least 0, got {num_workers}.")
+    rule = converter or CrystalGraphConverter()
+    entries = open_structures(source, column=column)
+    target = Path(out)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
+        writer = _Writer(Path(scratch))
+        errors: dict[str, str] = {}
+        with tqdm(total=len(entries), desc="graphs", unit="crystal", disable=not pbar) as bar:
+            for block in _blocks(iter(entries), rule, num_workers):
+                for name, error in block.errors.items():
+                    if not ignore_errors:
+                        raise DataError(
+                            f"{name}: {error} (ignore_errors leaves such crystals out.)"
+                        )
+                    errors[name] = error
+                writer.add(block.names, block.graphs)
+                bar.update(len(block.names) + len(block.errors))
+        complete = Path(scratch, "complete")
+        writer.finish(complete, rule, errors)
+        os.replace(complete, target)
+    return GraphStore.load(target)
+
+
+class _Block(NamedTuple):
+    """Some crystals, converted."""
+
+    names: list[str]
+    graphs: CrystalGraphs
+    errors: dict[str, str]  # by name
+
+
+def _convert(payloads: list[Payload], converter: CrystalGraphConverter) -> _Block:
+    names, structures, errors = [], [], {}
+    for payload in payloads:
+        try:
+            structures.append(parse(payload))
+            names.append(payload.name)
+        except DataError as error:
+            errors[payload.name] = str(error)
+    graphs, failed = converter.convert_each(structures)
+    errors |= {names[row]: str(error) for row, error in failed.items()}
+    return _Block([name for row, name in enumerate(names) if row not in failed], graphs, errors)
+
+
+def _blocks(
+    payloads: Iterator[Payload], converter: CrystalGraphConverter, num_workers: int
+) -> Iterator[_Block]:
+    """Converted blocks in order; a few more than there are workers are under way."""
+    if num_workers == 0:
+        while part := list(islice(payloads, BLOCK)):
+            yield _convert(part, converter)
+        return
+    with ProcessPoolExecutor(num_workers) as pool:
+        waiting: deque[Future[_Block]] = deque()
+        while part := list(islice(payloads, BLOCK)):
+            waiting.append(pool.submit(_convert, part, converter))
+            if len(waiting) > 2 * num_workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+class _Writer:
+    """Appends blocks to one raw file a column, then packs them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.digests = {name: hashlib.sha256() for name in _COLUMNS}
+        self.n_graphs = 0
+
+    def add(self, names: list[str], graphs: CrystalGraphs) -> None:
+        """Append a block."""
+        if bad := [name for name in names if "\n" in name]:
+            raise DataError(f"the name {bad[0]!r} has a line break.")
+        self.n_graphs += len(names)
+        for name, dtype in _COLUMNS.items():
+            if name == "names":
+                data = _join(names)
+            elif name.endswith("_counts"):
+                offsets = getattr(graphs, name.replace("_counts", "_offsets"))
+                data = np.diff(offsets).astype(dtype).tobytes()
+            else:
+                data = getattr(graphs, name).astype(dtype, copy=False).tobytes()
+            self.digests[name].update(data)
+            with open(self.folder / name, "ab") as file:
+                file.write(data)
+
+    def finish(
+        self, target: Path, converter: CrystalGraphConverter, errors: dict[str, str]
+    ) -> None:
+        """Pack the columns into one file."""
+        rule = _plain_rule(converter)
+        header = {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "n_graphs": self.n_graphs,
+            "converter": rule,
+            "sha256": _combine(
+                {name: digest.hexdigest() for name, digest in self.digests.items()}, converter
+            ),
+            "errors": errors,
+        }
+        with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED, compresslevel=6) as archive:
+            archive.writestr(_member(HEADER), json.dumps(header, indent=1))
+            for name, dtype in _COLUMNS.items():
+                raw = self.folder / name
+                size = raw.stat().st_size if raw.exists() else 0
+                with archive.open(_member(f"{name}.npy"), "w", force_zip64=True) as packed:
+                    _write_npy_header(packed, dtype, size // dtype.itemsize)
+                    if size:
+                        with open(raw, "rb") as file:
+                            while data := file.read(_COPY_BYTES):
+                                packed.write(data)
+
+
+def _member(name: str) -> zipfile.ZipInfo:
+    """An entry without a time, so that equal data make equal files."""
+    item = zipfile.ZipInfo(name)
+    item.compress_type = zipfile.ZIP_DEFLATED
+    return item
+
+
+def _write_npy_header(file: IO[bytes], dtype: np.dtype, length: int) -> None:
+    np.lib.format.write_array_header_1_0(
+        file,  # type: ignore[arg-type]
+        {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (length,)},
+    )
+
+
+def _read_header(archive: zipfile.ZipFile, source: Path) -> dict[str, Any]:
+    try:
+        header = json.loads(archive.read(HEADER))
+    except KeyError:
+        header = None
+    if not isinstance(header, dict) or header.get("format") != FORMAT:
+        raise GraphStoreError(f"{source} is no graph store of this package.")
+    version = header.get("format_version")
+    if not isinstance(version, int) or version > FORMAT_VERSION:
+        raise GraphStoreError(
+            f"{source} is of format version {version}, this package reads up to {FORMAT_VERSION}; "
+            "update crysxpp_mm."
+        )
+    if missing := {"converter", "sha256"} - set(header):
+        raise GraphStoreError(f"{source} lacks {', '.join(sorted(missing))} in its header.")
+    return header
+
+
+def _read_array(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
+    with archive.open(f"{name}.npy") as file:
+        array: NDArray[Any] = np.lib.format.read_array(file, allow_pickle=False)
+    if array.dtype != _COLUMNS[name] or array.ndim != 1:
+        raise ValueError(f"{name} is {array.dtype} of {array.ndim} dimensions")
+    return array
+
+
+def _join(names: list[str]) -> bytes:
+    return "".join(f"{name}\n" for name in names).encode()
+
+
+def _plain_rule(converter: CrystalGraphConverter) -> dict[str, Any]:
+    return {key: value for key, value in converter.as_dict().items() if not key.startswith("@")}
+
+
+def _combine(digests: dict[str, str], converter: CrystalGraphConverter) -> str:
+    """One hash of those of all columns and of the rule."""
+    parts = [json.dumps(_plain_rule(converter), sort_keys=True)]
+    parts += [f"{name} {digests[name]}" for name in sorted(digests)]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()

@@ -1,0 +1,68 @@
+"""Packaging of crysxpp_mm; settings of the tools are in pyproject.toml."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+
+version: dict[str, str] = {}
+exec((ROOT / "crysxpp_mm" / "version.py").read_text(), version)
+
+DASK = ["dask[dataframe]>=2024.8"]
+NOTEBOOKS = ["ipywidgets>=8.1", "jupyterlab>=4.0", "nbconvert>=7.16"]
+DEV = ["import-linter>=2.1", "mypy>=1.13", "pandas-stubs>=2.2", "pytest>=8.0", "ruff>=0.9"]
+
+setup(
+    name="crysxpp_mm",
+    version=version["__version__"],
+    description="Learned features of crystals for matminer and pymatgen: CrysAE and CrysXPP",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    # The weights lie beside the package in the checkout and inside it once installed.
+    packages=[*find_packages(include=["crysxpp_mm", "crysxpp_mm.*"]), "crysxpp_mm.pretrained"],
+    package_dir={"crysxpp_mm.pretrained": "pretrained"},
+    package_data={
+        "crysxpp_mm": ["py.typed"],
+        "crysxpp_mm.benchmarks": ["results/*"],
+        "crysxpp_mm.pretrained": ["*/*"],
+    },
+    install_requires=[
+        # DGL 1.1.3 is the last release that works with today's torch; it has wheels for Python
+        # 3.11 on Linux x86-64 and macOS. Elsewhere everything works without it.
+        "dgl>=1.1.3,<2; python_version < '3.12' and platform_system != 'Windows' "
+        "and (platform_machine == 'x86_64' or platform_system == 'Darwin')",
+        "joblib>=1.3",
+        "lightning>=2.4",
+        "matminer>=0.9.3",
+        "matplotlib>=3.8",
+        "monty>=2024.7",
+        "numpy>=1.26",
+        "pandas>=2.1",
+        "pymatgen>=2024.8",
+        "pyyaml>=6.0",
+        "safetensors>=0.4.3",
+        "scikit-learn>=1.6",
+        "torch>=2.2",
+        "tqdm>=4.66",
+        "typer>=0.12",
+        "typing_extensions>=4.10",
+    ],
+    extras_require={
+        "dask": DASK,
+        "notebooks": NOTEBOOKS,
+        "dev": [*DASK, *NOTEBOOKS, *DEV],
+    },
+    entry_points={"console_scripts": ["crysxpp=crysxpp_mm.cli:app"]},
+    classifiers=[
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Topic :: Scientific/Engineering :: Chemistry",
+        "Topic :: Scientific/Engineering :: Physics",
+        "Typing :: Typed",
+    ],
+)
