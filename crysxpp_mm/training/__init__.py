@@ -1,0 +1,1 @@
+"""Pretraining: settings, batches, the loop's callbacks and what is measured."""

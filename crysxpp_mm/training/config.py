@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from dataclasses import asdict, dataclass, field, fields
+from numbers import Integral, Real
+from pathlib import Path
 from typing import Any, Literal
 
 from monty.json import MSONable
@@ -66,7 +68,7 @@ class PretrainConfig(MSONable):
     schedule: Literal["one_cycle", "constant"] = "one_cycle"
     weight_decay: float = 0.01
     batch_size: int = 64
-    max_epochs: int = 80
+    max_epochs: int = 60
     patience: int = 20
     gradient_clip: float = 5.0
     validation_fraction: float = 0.05
@@ -123,7 +125,7 @@ class PretrainConfig(MSONable):
             SettingsError: the file is absent or unreadable, or names an unknown setting.
         """
         try:
-            content = loadfn(path, cls=None) or {}
+            content = loadfn(Path(path), cls=None) or {}
         except Exception as error:
             raise SettingsError(f"{path} cannot be read as YAML or JSON: {error}") from error
         if not isinstance(content, dict):
@@ -147,3 +149,77 @@ class PretrainConfig(MSONable):
     def to_plain(self) -> dict[str, Any]:
         """All settings as plain JSON data."""
         return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FineTuneConfig(MSONable):
+    """How to train a CrysXPP on labels.
+
+    Attributes:
+        max_epochs: Epochs at most.
+        min_steps: With few labels an epoch passes over them as often as it takes to make
+            ``max_epochs`` epochs this many steps.
+        batch_size: Crystals a step; at most a quarter of the training crystals.
+        learning_rate: Peak of the one-cycle rate, for the readout and the selector.
+        encoder_rate: Rate of the encoder, as a multiple of ``learning_rate``.
+        frozen_epochs: Epochs at the start in which the readout alone learns.
+        weight_decay: Of AdamW; it does not act on the selector.
+        gradient_clip: Largest norm of the gradient.
+        loss: ``"l1"``, the mean absolute error of the standardized targets, or ``"mse"``, their
+            squared error (Eq. 10); classes are always learned by cross entropy.
+        sparsity: Weight lambda_1 of the L1 norm of the selector, Eq. 10.
+        patience: Epochs without a better validation loss after which training stops.
+        validation_fraction: Share of the training crystals that chooses the best epoch.
+        seed: Of weights, split and order.
+
+    Raises:
+        SettingsError: an option has a value that makes no sense; it is named.
+    """
+
+    max_epochs: int = 40
+    min_steps: int = 600
+    batch_size: int = 64
+    learning_rate: float = 4e-3
+    encoder_rate: float = 1.0
+    frozen_epochs: int = 0
+    weight_decay: float = 0.01
+    gradient_clip: float = 5.0
+    loss: Literal["l1", "mse"] = "l1"
+    sparsity: float = 0.01
+    patience: int = 30
+    validation_fraction: float = 0.1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        least = {"max_epochs": 1, "min_steps": 0, "batch_size": 1, "frozen_epochs": 0, "seed": 0}
+        for name, minimum in {**least, "patience": 1}.items():
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, Integral) or value < minimum:
+                raise SettingsError(
+                    f"{name} must be a whole number of at least {minimum}, got {value!r}."
+                )
+        for name in ("learning_rate", "gradient_clip"):
+            value = _number(name, getattr(self, name))
+            if not 0 < value < float("inf"):
+                raise SettingsError(f"{name} must be positive, got {value!r}.")
+        for name in ("encoder_rate", "weight_decay", "sparsity"):
+            value = _number(name, getattr(self, name))
+            if not 0 <= value < float("inf"):
+                raise SettingsError(f"{name} must be 0 or more, got {value!r}.")
+        fraction = _number("validation_fraction", self.validation_fraction)
+        if not 0 <= fraction < 1:
+            raise SettingsError(
+                f"validation_fraction must be at least 0 and less than 1, got {fraction!r}."
+            )
+        if self.loss not in ("l1", "mse"):
+            raise SettingsError(f"loss must be 'l1' or 'mse', got {self.loss!r}.")
+
+    def to_plain(self) -> dict[str, Any]:
+        """All settings as plain JSON data."""
+        return asdict(self)
+
+
+def _number(name: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise SettingsError(f"{name} must be a number, got {value!r}.")
+    return float(value)

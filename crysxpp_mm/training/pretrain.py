@@ -183,8 +183,8 @@ class SaveCheckpoint(Checkpoint):
     ) -> None:
         """Lightning calls checkpoint callbacks last, when the others know the epoch."""
         temporary = self.out / f".{CHECKPOINT}"
-        trainer.save_checkpoint(temporary)
-        os.replace(temporary, self.out / CHECKPOINT)
+        trainer.save_checkpoint(temporary, False)  # not the weights alone
+        temporary.replace(self.out / CHECKPOINT)
 
 
 def split_crystals(
@@ -293,7 +293,7 @@ def pretrain(
             weights_only=True,
         )
     best = CrysAE.load(folder / MODEL)
-    results = {
+    results: dict[str, Any] = {
         "epochs": trainer.current_epoch,
         "best_epoch": saver.best_epoch,
         "best_loss": saver.best,
