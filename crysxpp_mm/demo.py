@@ -10,12 +10,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
 from crysxpp_mm.errors import DataError
+from crysxpp_mm.model_zoo import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from pymatgen.core import Composition
@@ -54,6 +56,7 @@ class DemoResult:
         folder: Where the files are.
         features: ``features.csv``: one row a crystal, its columns after its name.
         picture: ``map.png``.
+        source: ``crystals.json.gz``: the crystals, as a table that ``crysxpp featurize`` takes.
         n_crystals: Number of crystals.
         n_columns: Number of learned columns.
         seconds: Time that the featurizing took.
@@ -62,6 +65,7 @@ class DemoResult:
     folder: Path
     features: Path
     picture: Path
+    source: Path
     n_crystals: int
     n_columns: int
     seconds: float
@@ -71,8 +75,8 @@ def prototype_crystals() -> pd.DataFrame:
     """The AFLOW prototype crystals of pymatgen (Mehl et al. 2017), one row each.
 
     Returns:
-        Columns ``name``, ``formula``, ``mineral``, ``prototype``, ``strukturbericht``, ``chemistry``,
-        ``n_sites`` and ``structure``.
+        Columns ``name``, ``formula``, ``mineral``, ``prototype``, ``strukturbericht``,
+        ``chemistry``, ``n_sites`` and ``structure``.
     """
     from pymatgen.analysis.prototypes import AFLOW_PROTOTYPE_LIBRARY
 
@@ -117,7 +121,7 @@ def run_demo(
     pbar: bool = True,
     limit: int | None = None,
 ) -> DemoResult:
-    """Featurize the prototype crystals, write ``features.csv`` and ``map.png``, say what was done.
+    """Featurize the prototype crystals, draw a map of them, say what was done.
 
     Args:
         out: The folder to write into; it is made if it does not exist.
@@ -139,7 +143,8 @@ def run_demo(
     folder = Path(out)
     if folder.exists() and not folder.is_dir():
         raise DataError(f"{folder} is a file; give a folder to write into.")
-    crystals = prototype_crystals().head(limit)
+    crystals = prototype_crystals()
+    crystals = crystals if limit is None else crystals.head(limit)
     say(
         f"{len(crystals)} crystals: the AFLOW prototypes that pymatgen ships, "
         f"{crystals['n_sites'].min()} to {crystals['n_sites'].max()} atoms a cell."
@@ -158,19 +163,24 @@ def run_demo(
         points,
         classes=list(table["chemistry"]),
         labels=_short_labels(table),
-        title=f"{len(table)} crystals as {featurizer.model} sees them",
+        title=f"{len(table)} crystals, placed by {len(columns)} learned columns",
         subtitle=(
-            f"t-SNE of {len(columns)} learned columns. Close means alike to the network, which saw "
-            "structures only; colours are chemistry."
+            "Each point is a crystal structure; close points are alike to the network, which was "
+            f"told no property and no class ({_model_name(model)}, t-SNE)."
         ),
         class_order=CLASSES,
     )
     folder.mkdir(parents=True, exist_ok=True)
     features, picture = folder / "features.csv", folder / "map.png"
+    source = folder / "crystals.json.gz"
     table.insert(7, "map x", points[:, 0])
     table.insert(8, "map y", points[:, 1])
     table.drop(columns=STRUCTURE).to_csv(features, index=False, float_format="%.6g")
     figure.savefig(picture)
+    plain = crystals.assign(**{STRUCTURE: [s.as_dict() for s in crystals[STRUCTURE]]})
+    plain.to_json(
+        source, orient="split", double_precision=15, compression={"method": "gzip", "mtime": 0}
+    )
 
     lines = _neighbors(table["name"], matrix)
     if lines:
@@ -178,23 +188,34 @@ def run_demo(
         for line in lines:
             say(f"  {line}")
     say(f"\nWrote to {folder.resolve()}:")
-    say("  features.csv  one row a crystal: name, prototype, chemistry, then the columns")
-    say("  map.png       all of them as points in a plane, coloured by chemistry; open it")
+    say("  features.csv      one row a crystal: name, prototype, chemistry, then the columns")
+    say("  map.png           all of them as points in a plane, coloured by chemistry; open it")
+    say("  crystals.json.gz  the crystals themselves, a table with a column 'structure'")
+    again = f"--model {quote(model)} " if model else ""
     say(
-        "\nNext, your own crystals:\n"
-        "  crysxpp featurize FOLDER_OR_TABLE --out columns.csv      (crysxpp featurize --help)\n"
-        "or in Python, with a DataFrame that has a column of pymatgen Structures:\n"
+        "\nNext, columns for a table; this one can be tried at once:\n"
+        f"  crysxpp featurize {quote(str(source))} {again}--out columns.csv\n"
+        "A folder or a zip of CIF files, a CSV table and matminer's data sets are taken as well "
+        "(crysxpp featurize --help).\n"
+        "In Python, with a DataFrame that has a column of pymatgen Structures:\n"
         "  from crysxpp_mm import CrysAEFeaturizer\n"
-        '  df = CrysAEFeaturizer().featurize_dataframe(df, "structure")'
+        f"  df = CrysAEFeaturizer({f'{model!r}' if model else ''})"
+        '.featurize_dataframe(df, "structure")'
     )
     return DemoResult(
         folder=folder,
         features=features,
         picture=picture,
+        source=source,
         n_crystals=len(table),
         n_columns=len(columns),
         seconds=seconds,
     )
+
+
+def _model_name(model: str | None) -> str:
+    """A short name for the picture, also of a model's file."""
+    return Path(model or DEFAULT_MODEL).name.removesuffix(".gz").removesuffix(".json")
 
 
 def _short_labels(table: pd.DataFrame) -> list[str]:
@@ -226,5 +247,5 @@ def _neighbors(names: pd.Series, matrix: np.ndarray, n: int = 3) -> list[str]:
         for position in np.flatnonzero(names.str.contains(word, case=False))[:1]:
             distance = np.linalg.norm(scaled - scaled[position], axis=1)
             nearest = [i for i in np.argsort(distance, kind="stable") if i != position][:n]
-            lines.append(f"{names.iloc[position]}: {', '.join(names.iloc[nearest])}")
+            lines.append(f"{names.iloc[position]}: {', '.join(names.iloc[np.array(nearest)])}")
     return lines

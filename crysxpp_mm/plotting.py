@@ -28,12 +28,17 @@ COLORS = (
 """Eight colours that stay apart for colour-blind readers (Paul Tol's bright scheme, extended)."""
 
 
+SAME_LABEL = 0.12
+"""Equal labels are farther apart than this share of the map's width; points between have none."""
+
+
 def map_to_plane(
     columns: NDArray[np.floating], *, seed: int = 0, perplexity: float = 20.0
 ) -> NDArray[np.float64]:
     """Place rows in a plane so that neighbours stay neighbours.
 
-    Standardised columns, 30 principal components, then t-SNE started from the first two.
+    Standardised columns, 30 principal components, then t-SNE started from the first two; turned so
+    that the map is wider than high.
 
     Args:
         columns: Shape ``(n_rows, n_columns)``.
@@ -57,7 +62,7 @@ def map_to_plane(
 
     scaled = StandardScaler().fit_transform(matrix)
     reduced = PCA(min(30, *scaled.shape), random_state=seed).fit_transform(scaled)
-    return np.asarray(
+    points = np.asarray(
         TSNE(
             n_components=2,
             perplexity=min(perplexity, (len(columns) - 1) / 3),
@@ -67,6 +72,7 @@ def map_to_plane(
         ).fit_transform(reduced),
         dtype=np.float64,
     )
+    return np.asarray(PCA(2).fit_transform(points), dtype=np.float64)  # its long side lies flat
 
 
 def draw_map(
@@ -100,7 +106,7 @@ def draw_map(
         raise DataError(f"a map has at most {len(COLORS)} classes, got {len(order)}.")
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 8.2), dpi=150, layout="constrained", facecolor="white")
+    figure = Figure(figsize=(12, 8.6), dpi=150, layout="constrained", facecolor="white")
     axes = figure.add_subplot()
     names = np.array(classes, dtype=object)
     for color, name in zip(COLORS, order, strict=False):
@@ -109,7 +115,7 @@ def draw_map(
             axes.scatter(
                 chosen[:, 0],
                 chosen[:, 1],
-                s=42,
+                s=46,
                 color=color,
                 alpha=0.85,
                 edgecolors="white",
@@ -137,6 +143,7 @@ def _add_labels(
 ) -> None:
     """Put labels around their points where they cover no other label and few points."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.patheffects import withStroke
 
     canvas = FigureCanvasAgg(figure)
     canvas.draw()  # settles the layout, so that positions in pixels are final
@@ -144,8 +151,11 @@ def _add_labels(
     pixels = axes.transData.transform(points)
     frame = axes.get_window_extent(renderer)
     taken: list[tuple[float, float, float, float]] = []
-    for (x, y), label in zip(points, labels, strict=True):
-        if not label:
+    named: dict[str, list[NDArray[np.floating]]] = {}
+    apart = SAME_LABEL * (frame.x1 - frame.x0)
+    for (x, y), pixel, label in zip(points, pixels, labels, strict=True):
+        twins = named.setdefault(label, [])
+        if not label or any(np.linalg.norm(pixel - twin) < apart for twin in twins):
             continue
         for dx, dy, across, up in (
             (6, 0, "left", "center"),
@@ -164,10 +174,11 @@ def _add_labels(
                 textcoords="offset points",
                 ha=across,
                 va=up,
-                fontsize=7,
+                fontsize=7.5,
                 color="#222222",
                 zorder=3,
             )
+            text.set_path_effects([withStroke(linewidth=2, foreground="white")])
             box = text.get_window_extent(renderer)
             left, bottom, right, top = box.x0, box.y0, box.x1, box.y1
             covers_point = (
@@ -182,6 +193,7 @@ def _add_labels(
             )
             inside = left > frame.x0 and right < frame.x1 and bottom > frame.y0 and top < frame.y1
             if inside and not covers_point and not covers_label:
+                twins.append(pixel)
                 taken.append((left - 2, bottom - 2, right + 2, top + 2))
                 break
             text.remove()

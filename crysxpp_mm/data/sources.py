@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import os
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping
+import zlib
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple, TypeAlias
+from typing import IO, Any, NamedTuple, TypeAlias
 
 import pandas as pd
 from pymatgen.core import IStructure, Structure
@@ -22,8 +24,9 @@ StructureLike: TypeAlias = IStructure | Mapping[str, Any]
 STRUCTURE = "structure"
 """The column of structures that is looked for in a table."""
 MAX_FILE_BYTES = 50_000_000
-"""A file of one structure that is larger is refused."""
+"""A file of one structure that is larger, or becomes so when it is unpacked, is refused."""
 
+_GZIP = b"\x1f\x8b"
 _TABLE_SUFFIXES = (".csv", ".csv.gz", ".json", ".json.gz")
 
 
@@ -31,7 +34,8 @@ class Payload(NamedTuple):
     """A structure that is not parsed yet.
 
     ``content`` is a structure or its dictionary where ``fmt`` is empty, the path of a file where
-    it is ``"file"``, else text in that format.
+    it is ``"file"``, the reason why there is none where it is ``"damaged"``, else text in that
+    format.
     """
 
     name: str
@@ -42,20 +46,35 @@ class Payload(NamedTuple):
 class StructureSource:
     """Structures by name, parsed when they are needed.
 
-    Iterating gives a :class:`Payload` at a time, in an order that does not change; ``parse`` makes
-    structures of them, in this process or another.
+    Iterating gives a :class:`Payload` at a time, in an order that does not change and as often as
+    one likes; ``parse`` makes structures of them, in this process or another.
+
+    Attributes:
+        names: Name of each structure: its file's, or its place in the table.
+        label: What the structures come from, for messages.
+        table: The other columns, row by row, where they come from a table; else None.
     """
 
-    def __init__(self, names: list[str], payloads: Iterator[Payload], *, label: str) -> None:
+    def __init__(
+        self,
+        names: list[str],
+        payloads: Callable[[], Iterator[Payload]],
+        *,
+        label: str,
+        table: pd.DataFrame | None = None,
+    ) -> None:
+        if not names:
+            raise DataError(f"{label} holds no structure.")
         self.names = names
         self.label = label
+        self.table = table
         self._payloads = payloads
 
     def __len__(self) -> int:
         return len(self.names)
 
     def __iter__(self) -> Iterator[Payload]:
-        return self._payloads
+        return self._payloads()
 
 
 def open_structures(
@@ -76,8 +95,7 @@ def open_structures(
             column.
     """
     if isinstance(source, pd.DataFrame):
-        _require_column(source, column, "the table")
-        source = source[column]
+        return _of_table(source, column, label="the table")
     if isinstance(source, pd.Series):
         names = [str(key) for key in source.index]
         return _of_objects(names, source.tolist(), label="the column")
@@ -88,18 +106,23 @@ def open_structures(
         return _folder(path)
     if not path.is_file():
         raise DataError(f"{path}: there is no such file or folder.")
+    if path.suffix == ".graphs":
+        raise DataError(f"{path} is a graph store: it holds graphs, not the structures.")
     if zipfile.is_zipfile(path):
         return _zip(path)
-    if path.name.lower().endswith(_TABLE_SUFFIXES):
+    if is_table(path):
         content = read_table(path)
         if isinstance(content, pd.DataFrame):
-            _require_column(content, column, str(path))
-            names = [str(key) for key in content.index]
-            values = [_cell(value, path.parent) for value in content[column]]
-            return _of_objects(names, values, label=str(path))
+            return _of_table(content, column, label=str(path), folder=path.parent)
+    name = path.name
     return StructureSource(
-        [path.name], iter([Payload(path.name, str(path), "file")]), label=str(path)
+        [name], lambda: iter([Payload(name, str(path), "file")]), label=str(path)
     )
+
+
+def is_table(path: str | os.PathLike[str]) -> bool:
+    """Whether a file's name is that of a table: ``.csv``, ``.json``, or one of them and ``.gz``."""
+    return Path(path).name.lower().endswith(_TABLE_SUFFIXES)
 
 
 def read_table(path: str | os.PathLike[str]) -> pd.DataFrame | Mapping[str, Any]:
@@ -116,7 +139,7 @@ def read_table(path: str | os.PathLike[str]) -> pd.DataFrame | Mapping[str, Any]
         if source.name.lower().endswith((".csv", ".csv.gz")):
             return pd.read_csv(source)
         data = source.read_bytes()
-        content = json.loads(gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data)
+        content = json.loads(gzip.decompress(data) if data[:2] == _GZIP else data)
         if isinstance(content, dict) and {"columns", "data"} <= set(content):
             return pd.DataFrame(
                 content["data"], columns=content["columns"], index=content.get("index")
@@ -126,7 +149,7 @@ def read_table(path: str | os.PathLike[str]) -> pd.DataFrame | Mapping[str, Any]
             return pd.DataFrame({STRUCTURE: content} if structures else content)
         if isinstance(content, dict) and "lattice" in content and "sites" in content:
             return content
-    except (OSError, EOFError, ValueError, TypeError, gzip.zlib.error) as error:  # type: ignore[attr-defined]
+    except (OSError, EOFError, ValueError, TypeError, RecursionError, zlib.error) as error:
         raise DataError(f"{source} cannot be read as a table: {error}") from error
     raise DataError(
         f"{source} holds neither a table (pandas' 'split' or 'records' form, or matminer's) nor a "
@@ -143,20 +166,21 @@ def parse(payload: Payload) -> StructureLike:
     if not payload.fmt:
         structure: StructureLike = payload.content
         return structure
+    if payload.fmt == "damaged":
+        raise DataError(f"{payload.name}: {payload.content}")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # pymatgen's notes on rounded coordinates
             if payload.fmt == "file":
                 path = Path(payload.content)
-                if path.stat().st_size > MAX_FILE_BYTES:
-                    raise DataError(f"has more than {MAX_FILE_BYTES:,} bytes")
-                data = path.read_bytes()
-                data = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
-                return _from_text(data.decode(), _format(path.name))
+                with path.open("rb") as file:
+                    return _from_text(_text(file), _format(path.name))
             return _from_text(payload.content, payload.fmt)
+    except DataError as error:
+        raise DataError(f"{payload.name}: {error}") from error
     except Exception as error:  # pymatgen's parsers raise many kinds
         raise DataError(
-            f"{payload.name} cannot be read as a structure: {type(error).__name__}: {error}"
+            f"{payload.name}: cannot be read as a structure: {type(error).__name__}: {error}"
         ) from error
 
 
@@ -164,15 +188,51 @@ def _from_text(text: str, fmt: str) -> StructureLike:
     if fmt == "json":
         content = json.loads(text)
         if not isinstance(content, dict):
-            raise DataError("the JSON text is no dictionary")
-        return content
+            raise DataError("the JSON text is no dictionary.")
+        return _without_code(content)
+    if not fmt:
+        raise DataError(
+            "the format is unknown; names end in .cif, .vasp, .poscar or .json, or begin with "
+            "POSCAR or CONTCAR."
+        )
     return Structure.from_str(text, fmt=fmt)  # type: ignore[arg-type]
+
+
+def _text(file: IO[bytes]) -> str:
+    """The text of a file, unpacked if need be, with a limit on both sizes.
+
+    Raises:
+        DataError: it is larger.
+    """
+    data = file.read(MAX_FILE_BYTES + 1)
+    if data[:2] == _GZIP and len(data) <= MAX_FILE_BYTES:
+        with gzip.GzipFile(fileobj=io.BytesIO(data)) as packed:
+            data = packed.read(MAX_FILE_BYTES + 1)
+    if len(data) > MAX_FILE_BYTES:
+        raise DataError(f"one structure with more than {MAX_FILE_BYTES:,} bytes is refused.")
+    return data.decode()
+
+
+def _without_code(content: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What describes a structure in a dictionary from a file, and nothing else.
+
+    pymatgen hands the properties of sites to monty, which imports the modules that they name.
+    """
+    if "lattice" not in content or not isinstance(content.get("sites"), list):
+        return {key: value for key, value in content.items() if not key.startswith("@")}
+    wanted = ("species", "abc", "xyz")
+    sites = [
+        {key: site[key] for key in wanted if key in site} if isinstance(site, Mapping) else site
+        for site in content["sites"]
+    ]
+    return {"lattice": content["lattice"], "sites": sites}
 
 
 def _format(name: str) -> str:
     """``cif``, ``json`` or ``poscar`` by a file's name; empty if it is none of them."""
-    stem = PurePosixPath(name.removesuffix(".gz")).name
-    lower = stem.lower()
+    lower = PurePosixPath(name.lower().removesuffix(".gz")).name
+    if lower.startswith("."):
+        return ""  # hidden, such as the files that macOS leaves in zips
     if lower.endswith((".cif", ".mcif")):
         return "cif"
     if lower.endswith(".json"):
@@ -185,57 +245,88 @@ def _folder(path: Path) -> StructureSource:
     files = sorted(file for file in path.rglob("*") if file.is_file() and _format(file.name))
     if not files:
         raise DataError(f"{path} holds no CIF, POSCAR or JSON file.")
-    names = [str(file.relative_to(path)) for file in files]
-    payloads = (Payload(name, str(file), "file") for name, file in zip(names, files, strict=True))
+    names = [file.relative_to(path).as_posix() for file in files]
+
+    def payloads() -> Iterator[Payload]:
+        for name, file in zip(names, files, strict=True):
+            yield Payload(name, str(file), "file")
+
     return StructureSource(names, payloads, label=str(path))
 
 
 def _zip(path: Path) -> StructureSource:
-    with zipfile.ZipFile(path) as archive:
-        members = sorted(
-            (item for item in archive.infolist() if not item.is_dir() and _format(item.filename)),
-            key=lambda item: item.filename,
-        )
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = sorted(
+                (m for m in archive.infolist() if not m.is_dir() and _format(m.filename)),
+                key=lambda item: item.filename,
+            )
+    except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path} cannot be read as a zip: {error}") from error
     if not members:
         raise DataError(f"{path} holds no CIF, POSCAR or JSON file.")
 
     def payloads() -> Iterator[Payload]:
         with zipfile.ZipFile(path) as archive:
             for item in members:
-                if item.file_size > MAX_FILE_BYTES:
-                    raise DataError(
-                        f"{path}: {item.filename} has more than {MAX_FILE_BYTES:,} bytes."
-                    )
                 try:
-                    data = archive.read(item)
-                    data = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
-                    yield Payload(item.filename, data.decode(), _format(item.filename))
-                except (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile) as error:
-                    raise DataError(f"{path}: {item.filename} is damaged: {error}") from error
+                    with archive.open(item) as file:
+                        yield Payload(item.filename, _text(file), _format(item.filename))
+                except DataError as error:
+                    yield Payload(item.filename, str(error), "damaged")
+                except (
+                    OSError,
+                    EOFError,
+                    ValueError,
+                    RuntimeError,
+                    zlib.error,
+                    zipfile.BadZipFile,
+                ) as error:
+                    yield Payload(item.filename, f"damaged in {path}: {error}", "damaged")
 
-    return StructureSource([item.filename for item in members], payloads(), label=str(path))
+    return StructureSource([item.filename for item in members], payloads, label=str(path))
 
 
-def _of_objects(names: list[str], values: list[Any], *, label: str) -> StructureSource:
-    payloads = (
-        value._replace(name=name) if isinstance(value, Payload) else Payload(name, value)
-        for name, value in zip(names, values, strict=True)
-    )
-    return StructureSource(names, payloads, label=label)
+def _of_table(
+    table: pd.DataFrame, column: str, *, label: str, folder: Path | None = None
+) -> StructureSource:
+    """The structures of a table; ``folder`` is where the paths in a file's table begin."""
+    _require_column(table, column, label)
+    values = table[column].tolist()
+    if folder is not None:
+        values = [_cell(value, folder) for value in values]
+    names = [str(key) for key in table.index]
+    return _of_objects(names, values, label=label, table=table.drop(columns=column))
+
+
+def _of_objects(
+    names: list[str], values: list[Any], *, label: str, table: pd.DataFrame | None = None
+) -> StructureSource:
+    def payloads() -> Iterator[Payload]:
+        for name, value in zip(names, values, strict=True):
+            yield (
+                value._replace(name=name) if isinstance(value, Payload) else Payload(name, value)
+            )
+
+    return StructureSource(names, payloads, label=label, table=table)
 
 
 def _cell(value: Any, folder: Path) -> Any:
-    """A cell of a file's table: text is CIF, JSON, or the path of a file beside the table."""
+    """A cell of a file's table: text is CIF, POSCAR, JSON, or a path beside the table."""
+    if isinstance(value, Mapping):
+        return _without_code(value)
     if not isinstance(value, str):
         return value
-    if "\n" in value:
-        return Payload("", value, "json" if value.lstrip().startswith("{") else "cif")
     if value.lstrip().startswith("{"):
         return Payload("", value, "json")
+    if "\n" in value:
+        return Payload("", value, "cif" if "_cell_" in value or "data_" in value else "poscar")
     return Payload("", str(folder / value), "file")
 
 
 def _require_column(table: pd.DataFrame, column: str, label: str) -> None:
+    if list(table.columns).count(column) > 1:
+        raise DataError(f"{label} has several columns {column!r}; rename all but one.")
     if column not in table.columns:
         raise DataError(
             f"{label} has no column {column!r}; it has {', '.join(map(str, table.columns[:20]))}."

@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import struct
 import tempfile
 import zipfile
+import zlib
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -36,6 +38,7 @@ SUFFIX = ".graphs"
 BLOCK = 256
 """Crystals that are parsed, converted and written at a time."""
 _COPY_BYTES = 1 << 20
+_SEAL_BYTES = 64  # a sha256 in hexadecimal, which ends the file as the comment of the zip
 
 # Offsets are kept as counts, in 32 bits, and made again on loading.
 _COLUMNS: dict[str, np.dtype] = {
@@ -93,7 +96,10 @@ class GraphStore:
         try:
             with zipfile.ZipFile(source) as archive:
                 header = _read_header(archive, source)
+                if header.get("sealed") and not _seal_holds(source):
+                    raise GraphStoreError(f"{source} does not match its seal; it is damaged.")
                 arrays = {name: _read_array(archive, name) for name in _COLUMNS}
+            names = arrays.pop("names").tobytes().decode().split("\n")[:-1]
         except GraphStoreError:
             raise
         except (
@@ -101,11 +107,13 @@ class GraphStore:
             EOFError,
             ValueError,
             KeyError,
+            MemoryError,
+            RuntimeError,
+            struct.error,
+            zlib.error,
             zipfile.BadZipFile,
-            zipfile.zlib.error,
-        ) as error:  # type: ignore[attr-defined]
+        ) as error:
             raise GraphStoreError(f"{source} is damaged: {error}") from error
-        names = arrays.pop("names").tobytes().decode().split("\n")[:-1]
         try:
             converter = CrystalGraphConverter(**header["converter"])
         except (TypeError, SettingsError) as error:
@@ -117,14 +125,17 @@ class GraphStore:
         )
         if data_hash != header["sha256"]:
             raise GraphStoreError(f"{source} does not match its sha256; the file is damaged.")
-        graphs = CrystalGraphs(
-            **{
-                name: offsets_from_counts(arrays[name.replace("_offsets", "_counts")])
-                if name.endswith("_offsets")
-                else arrays[name]
-                for name in DTYPES
-            }
-        )
+        columns: dict[str, NDArray[Any]] = {
+            name: offsets_from_counts(arrays[name.replace("_offsets", "_counts")])
+            if name.endswith("_offsets")
+            else arrays[name]
+            for name in DTYPES
+        }
+        graphs = CrystalGraphs(**columns)
+        lengths = (len(graphs.degrees), len(graphs.distances), len(graphs.species_sites))
+        ends = (graphs.atom_offsets[-1], graphs.bond_offsets[-1], graphs.species_offsets[-1])
+        if lengths != ends:
+            raise GraphStoreError(f"{source}: the columns do not fit together.")
         if len(graphs) != len(names):
             raise GraphStoreError(f"{source} has {len(graphs)} graphs and {len(names)} names.")
         return cls(names, graphs, converter, data_hash, header.get("errors", {}))
@@ -159,14 +170,15 @@ def build_store(
         The store, read back from the file.
 
     Raises:
-        DataError: the source cannot be read, or a structure has no graph (its name begins the
-            message).
+        DataError: the source cannot be read, two crystals have one name, or a structure has no
+            graph (its name begins the message).
         SettingsError: ``num_workers`` is negative.
     """
     if num_workers < 0:
         raise SettingsError(f"num_workers must be at least 0, got {num_workers}.")
     rule = converter or CrystalGraphConverter()
     entries = open_structures(source, column=column)
+    _check_names(entries.names, entries.label)
     target = Path(out)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
@@ -182,9 +194,12 @@ def build_store(
                     errors[name] = error
                 writer.add(block.names, block.graphs)
                 bar.update(len(block.names) + len(block.errors))
+        if not writer.n_graphs:
+            name, error = next(iter(errors.items()))
+            raise DataError(f"{entries.label}: no structure has a graph; {name}: {error}")
         complete = Path(scratch, "complete")
         writer.finish(complete, rule, errors)
-        os.replace(complete, target)
+        complete.replace(target)
     return GraphStore.load(target)
 
 
@@ -203,7 +218,7 @@ def _convert(payloads: list[Payload], converter: CrystalGraphConverter) -> _Bloc
             structures.append(parse(payload))
             names.append(payload.name)
         except DataError as error:
-            errors[payload.name] = str(error)
+            errors[payload.name] = str(error).removeprefix(f"{payload.name}: ")
     graphs, failed = converter.convert_each(structures)
     errors |= {names[row]: str(error) for row, error in failed.items()}
     return _Block([name for row, name in enumerate(names) if row not in failed], graphs, errors)
@@ -237,8 +252,6 @@ class _Writer:
 
     def add(self, names: list[str], graphs: CrystalGraphs) -> None:
         """Append a block."""
-        if bad := [name for name in names if "\n" in name]:
-            raise DataError(f"the name {bad[0]!r} has a line break.")
         self.n_graphs += len(names)
         for name, dtype in _COLUMNS.items():
             if name == "names":
@@ -249,7 +262,7 @@ class _Writer:
             else:
                 data = getattr(graphs, name).astype(dtype, copy=False).tobytes()
             self.digests[name].update(data)
-            with open(self.folder / name, "ab") as file:
+            with (self.folder / name).open("ab") as file:
                 file.write(data)
 
     def finish(
@@ -266,6 +279,7 @@ class _Writer:
                 {name: digest.hexdigest() for name, digest in self.digests.items()}, converter
             ),
             "errors": errors,
+            "sealed": True,
         }
         with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED, compresslevel=6) as archive:
             archive.writestr(_member(HEADER), json.dumps(header, indent=1))
@@ -275,9 +289,48 @@ class _Writer:
                 with archive.open(_member(f"{name}.npy"), "w", force_zip64=True) as packed:
                     _write_npy_header(packed, dtype, size // dtype.itemsize)
                     if size:
-                        with open(raw, "rb") as file:
+                        with raw.open("rb") as file:
                             while data := file.read(_COPY_BYTES):
                                 packed.write(data)
+            archive.comment = bytes(_SEAL_BYTES)
+        seal = _seal(target)
+        with target.open("r+b") as file:
+            file.seek(-_SEAL_BYTES, os.SEEK_END)
+            file.write(seal)
+
+
+def _check_names(names: list[str], label: str) -> None:
+    """Names must tell crystals apart, and fit into the file."""
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise DataError(
+                f"{label}: two crystals are named {name!r}; give them different names "
+                "(for a table, reset_index(drop=True))."
+            )
+        seen.add(name)
+        if "\n" in name:
+            raise DataError(f"{label}: the name {name!r} has a line break.")
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise DataError(f"{label}: the name {name!r} is no UTF-8 text; rename it.") from None
+
+
+def _seal(path: Path) -> bytes:
+    """sha256 over all bytes of a file but the last 64, where the store keeps it."""
+    digest, left = hashlib.sha256(), path.stat().st_size - _SEAL_BYTES
+    with path.open("rb") as file:
+        while left > 0 and (data := file.read(min(_COPY_BYTES, left))):
+            digest.update(data)
+            left -= len(data)
+    return digest.hexdigest().encode()
+
+
+def _seal_holds(path: Path) -> bool:
+    with path.open("rb") as file:
+        file.seek(-_SEAL_BYTES, os.SEEK_END)
+        return file.read() == _seal(path)
 
 
 def _member(name: str) -> zipfile.ZipInfo:
@@ -289,7 +342,7 @@ def _member(name: str) -> zipfile.ZipInfo:
 
 def _write_npy_header(file: IO[bytes], dtype: np.dtype, length: int) -> None:
     np.lib.format.write_array_header_1_0(
-        file,  # type: ignore[arg-type]
+        file,
         {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (length,)},
     )
 
