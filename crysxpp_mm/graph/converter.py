@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from monty.json import MSONable
 from numpy.typing import NDArray
-from pymatgen.core import DummySpecies, IStructure, Structure
+from pymatgen.core import Composition, DummySpecies, IStructure, Structure
 
 from crysxpp_mm.elements import MAX_ATOMIC_NUMBER
 from crysxpp_mm.errors import (
@@ -214,7 +214,7 @@ class CrystalGraphConverter(MSONable):
 
 def _read(structure: IStructure | Mapping[str, Any]) -> _Crystal:
     """Check a structure and take out what a graph needs."""
-    if isinstance(structure, Mapping):
+    if isinstance(structure, Mapping) and not isinstance(structure, Composition):
         structure = _from_dict(structure)
     if not isinstance(structure, IStructure):
         raise StructureTypeError(
@@ -288,7 +288,8 @@ def _regular_cell(
 
 def _heights(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
     """Distances between opposite faces of the cell, shape ``(3,)``, Angstrom."""
-    return 1 / np.linalg.norm(np.linalg.inv(matrix), axis=0)
+    heights: NDArray[np.float64] = 1 / np.linalg.norm(np.linalg.inv(matrix), axis=0)
+    return heights
 
 
 def _species(

@@ -21,10 +21,15 @@ def graph_of_atoms(graph: Graph) -> Tensor:
 
 
 def mean_pool(graph: Graph, atoms: Tensor) -> Tensor:
-    """Mean over the atoms of each crystal, ``(n_graphs, width)``."""
-    total = atoms.new_zeros(graph.batch_size, atoms.shape[1])
-    total = total.index_add(0, graph_of_atoms(graph), atoms)
-    return total / graph.batch_num_nodes()[:, None]
+    """Mean over the atoms of each crystal, ``(n_graphs, width)``.
+
+    Summed in float64: over the 2,000 atoms of a large supercell, the rounding of float32 would
+    be larger than what a supercell's row may differ by.
+    """
+    wide = atoms.dtype if atoms.device.type == "mps" else torch.float64  # which mps has not
+    total = torch.zeros(graph.batch_size, atoms.shape[1], dtype=wide, device=atoms.device)
+    total = total.index_add(0, graph_of_atoms(graph), atoms.to(wide))
+    return (total / graph.batch_num_nodes()[:, None]).to(atoms.dtype)
 
 
 def std_pool(graph: Graph, atoms: Tensor) -> Tensor:
