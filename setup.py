@@ -11,7 +11,14 @@ exec((ROOT / "crysxpp_mm" / "version.py").read_text(), version)
 
 DASK = ["dask[dataframe]>=2024.8"]
 NOTEBOOKS = ["ipywidgets>=8.1", "jupyterlab>=4.0", "nbconvert>=7.16"]
-DEV = ["import-linter>=2.1", "mypy>=1.13", "pandas-stubs>=2.2", "pytest>=8.0", "ruff>=0.9"]
+DEV = [
+    "import-linter>=2.1",
+    "mypy>=1.13",
+    "pandas-stubs>=2.2",
+    "pytest>=8.0",
+    "ruff>=0.9",
+    "types-tqdm>=4.66",
+]
 
 setup(
     name="crysxpp_mm",
@@ -33,8 +40,10 @@ setup(
     install_requires=[
         # DGL 1.1.3 is the last release that works with today's torch; it has wheels for Python
         # 3.11 on Linux x86-64 and macOS. Elsewhere everything works without it.
-        "dgl>=1.1.3,<2; python_version < '3.12' and platform_system != 'Windows' "
-        "and (platform_machine == 'x86_64' or platform_system == 'Darwin')",
+        (
+            "dgl>=1.1.3,<2; python_version < '3.12' and platform_system != 'Windows' "
+            "and (platform_machine == 'x86_64' or platform_system == 'Darwin')"
+        ),
         "joblib>=1.3",
         "lightning>=2.4",
         "matminer>=0.9.3",
@@ -49,7 +58,6 @@ setup(
         "torch>=2.2",
         "tqdm>=4.66",
         "typer>=0.12",
-        "typing_extensions>=4.10",
     ],
     extras_require={
         "dask": DASK,

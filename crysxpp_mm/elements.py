@@ -12,6 +12,7 @@ import json
 from collections import defaultdict
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -63,7 +64,7 @@ def _labels(edges: NDArray[np.float64], digits: int) -> tuple[str, ...]:
         f"{low}-{high}"
         if not high.startswith("-") and not low.startswith("-")
         else f"{low} to {high}"
-        for low, high in zip(texts[:-1], texts[1:], strict=True)
+        for low, high in pairwise(texts)
     )
 
 

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import tempfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -96,14 +97,15 @@ def write_document(document: Mapping[str, Any], path: str | os.PathLike[str]) ->
     data = json.dumps(_plain(document), indent=1, sort_keys=True, allow_nan=False).encode()
     if target.suffix == ".gz":
         data = gzip.compress(data, mtime=0)
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    temporary = Path(name)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, target)
+        temporary.chmod(0o644)
+        temporary.replace(target)
     except BaseException:
-        os.unlink(temporary)
+        temporary.unlink()
         raise
 
 
@@ -132,7 +134,7 @@ def read_document(path: str | os.PathLike[str]) -> dict[str, Any]:
         document = json.loads(data)
     except FileNotFoundError as error:
         raise ModelFileError(f"{source}: there is no such file.") from error
-    except (OSError, EOFError, ValueError, gzip.zlib.error) as error:  # type: ignore[attr-defined]
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         raise ModelFileError(
             f"{source} is no model file, or it is damaged ({type(error).__name__}: {error})."
         ) from error

@@ -19,7 +19,7 @@ def make_nacl() -> Structure:
 
 
 def make_perovskite() -> Structure:
-    """Cubic SrTiO3: the twelfth neighbour of Sr, Ti and O lies inside a shell of equal distances."""
+    """Cubic SrTiO3: the twelfth neighbour of every site lies inside a shell of equal distances."""
     return Structure(
         Lattice.cubic(3.905),
         ["Sr", "Ti", "O", "O", "O"],

@@ -196,8 +196,10 @@ def test_presets(monkeypatch):
 
 def test_whom_to_cite_and_to_ask(featurizer):
     das, xie = featurizer.citations()
-    assert "10.1038/s41524-022-00716-8" in das and das.startswith("@article")
-    assert "10.1103/PhysRevLett.120.145301" in xie and xie.startswith("@article")
+    assert "10.1038/s41524-022-00716-8" in das
+    assert das.startswith("@article")
+    assert "10.1103/PhysRevLett.120.145301" in xie
+    assert xie.startswith("@article")
     assert featurizer.implementors() == ["crysxpp_mm developers"]
 
 
@@ -279,7 +281,8 @@ def test_bad_input_is_named(featurizer, bad_inputs, structures, name):
     assert_rows(rows, [*good[:3], nan, *good[3:]])
     rows = featurizer.featurize_many(entries, ignore_errors=True, return_errors=True, pbar=False)
     assert_rows([row[:-1] for row in rows], [*good[:3], nan, *good[3:]])
-    assert kind.__name__ in rows[3][-1] and re.search(message, rows[3][-1])
+    assert kind.__name__ in rows[3][-1]
+    assert re.search(message, rows[3][-1])
     assert all(np.isnan(row[-1]) for row in rows[:3] + rows[4:])
     assert not featurizer.precheck(bad)
 
@@ -324,7 +327,7 @@ def test_entries_must_hold_one_structure(featurizer, nacl, silicon):
 
 def test_an_error_that_the_converter_does_not_foresee_is_its_row_s(featurizer, nacl, silicon):
     entries = [nacl, failing(RuntimeError("the disk is full")), silicon]
-    with pytest.raises(RuntimeError, match="(?s)structure 1: the disk is full.*ignore_errors"):
+    with pytest.raises(RuntimeError, match=r"(?s)structure 1: the disk is full.*ignore_errors"):
         featurizer.featurize_many(entries, pbar=False)
     rows = featurizer.featurize_many(entries, ignore_errors=True, return_errors=True, pbar=False)
     assert "RuntimeError: the disk is full" in rows[1][-1]
@@ -625,7 +628,8 @@ def test_a_frame_with_errors(featurizer, frame):
     assert "StructureTypeError" in texts.iloc[2]
     assert texts.drop(index="f").isna().all()
     numbers = table[featurizer.feature_labels()].to_numpy(dtype=float)
-    assert np.isnan(numbers[2]).all() and np.isfinite(np.delete(numbers, 2, axis=0)).all()
+    assert np.isnan(numbers[2]).all()
+    assert np.isfinite(np.delete(numbers, 2, axis=0)).all()
     with pytest.raises(StructureTypeError, match="structure 2: "):
         featurizer.featurize_dataframe(frame, "structure", pbar=False)
 
@@ -646,7 +650,7 @@ def test_an_empty_frame_gets_columns_of_floats(featurizer, frame):
 def test_a_column_of_text_is_refused_by_name(featurizer, frame):
     frame["structure"] = frame["structure"].astype(str).astype("string")  # as Dask does
     for call in (featurizer.featurize_dataframe, featurizer.precheck_dataframe):
-        with pytest.raises(StructureTypeError, match="'structure' holds text.*convert-string"):
+        with pytest.raises(StructureTypeError, match=r"'structure' holds text.*convert-string"):
             call(frame, "structure")
     with pytest.raises(KeyError, match="crystal"):
         featurizer.featurize_dataframe(frame, "crystal")
@@ -713,7 +717,7 @@ def test_site_embeddings(crysae, structures, perovskite):
 
 def test_embeddings_name_the_bad_one(featurizer, nacl):
     for call in (featurizer.structure_embeddings, featurizer.site_embeddings):
-        with pytest.raises(StructureTypeError, match="^structure 1: .*Composition"):
+        with pytest.raises(StructureTypeError, match=r"^structure 1: .*Composition"):
             call([nacl, Composition("NaCl")])
     with pytest.raises(StructureTypeError, match="got None"):
         featurizer.site_embedding(None)

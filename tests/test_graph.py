@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from conftest import make_copper, make_nacl, make_perovskite, make_silicon, make_slab
@@ -36,7 +38,7 @@ def shells(graphs: CrystalGraphs) -> list[list[tuple[float, int]]]:
     """Of every site, sorted: its bonds' lengths and weights, summed over equal lengths."""
     starts = np.r_[0, np.cumsum(graphs.degrees)]
     sites = []
-    for first, last in zip(starts[:-1], starts[1:], strict=True):
+    for first, last in pairwise(starts):
         lengths = np.round(graphs.distances[first:last], 3)
         weights = graphs.weights[first:last]
         sites.append(

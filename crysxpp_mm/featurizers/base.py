@@ -20,7 +20,8 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from copy import deepcopy
 from functools import lru_cache
-from typing import Any, NamedTuple, NoReturn, cast
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, NoReturn, cast, overload
 
 import numpy as np
 import pandas as pd
@@ -29,6 +30,7 @@ from joblib.externals.loky import ProcessPoolExecutor
 from matminer.featurizers.base import BaseFeaturizer
 from monty.json import MontyDecoder
 from numpy.typing import NDArray
+from pandas.api.types import is_object_dtype, is_string_dtype
 from pymatgen.core import IStructure
 from sklearn.utils import Tags, TransformerTags
 from torch import Tensor, nn
@@ -219,6 +221,31 @@ class BatchedFeaturizer(BaseFeaturizer):  # type: ignore[misc]
         row: list[Any] = matrix[0].tolist()
         return row + texts if return_errors else row
 
+    @overload
+    def featurize_dataframe(
+        self,
+        df: pd.DataFrame,
+        col_id: str | list[str],
+        ignore_errors: bool = False,
+        return_errors: bool = False,
+        inplace: Literal[False] = False,
+        multiindex: bool = False,
+        pbar: bool | dict[str, Any] = True,
+    ) -> pd.DataFrame: ...
+
+    @overload
+    def featurize_dataframe(
+        self,
+        df: pd.DataFrame,
+        col_id: str | list[str],
+        ignore_errors: bool = False,
+        return_errors: bool = False,
+        *,
+        inplace: bool,
+        multiindex: bool = False,
+        pbar: bool | dict[str, Any] = True,
+    ) -> pd.DataFrame | None: ...
+
     def featurize_dataframe(
         self,
         df: pd.DataFrame,
@@ -327,7 +354,8 @@ class BatchedFeaturizer(BaseFeaturizer):  # type: ignore[misc]
     # scikit-learn's interface.
 
     def transform(
-        self, X: Sequence[Any] | NDArray[Any] | pd.Series | pd.DataFrame
+        self,
+        X: Sequence[Any] | NDArray[Any] | pd.Series | pd.DataFrame,  # noqa: N803, scikit-learn's name
     ) -> NDArray[np.float64]:
         """The columns of many structures, NaN for those that fail, shape ``(n, n_columns)``."""
         return self._array(X, ignore_errors=True, pbar=False)
@@ -694,7 +722,7 @@ def _refuse_text(df: pd.DataFrame, column: Any) -> None:
         StructureTypeError: it does.
     """
     dtype = df.dtypes.get(column)
-    if dtype is None or dtype == object or not pd.api.types.is_string_dtype(dtype):
+    if dtype is None or is_object_dtype(dtype) or not is_string_dtype(dtype):
         return
     raise StructureTypeError(
         f"column {column!r} holds text ({dtype}), not structures. Dask turns objects into text "
@@ -734,18 +762,17 @@ def _usable_device(device: str | None) -> torch.device:
 
 def _load(name: str | os.PathLike[str], device: torch.device) -> nn.Module:
     """A saved model; loaded once for each file, device and process."""
+    path = Path(name)
     try:
-        status = os.stat(name)
-        stamp = (os.path.abspath(name), status.st_mtime_ns, status.st_size)
+        status = path.stat()
+        stamp = (str(path.absolute()), status.st_mtime_ns, status.st_size)
     except OSError:  # a shipped model's name
         stamp = None
-    return _loaded(name, stamp, str(device))
+    return _loaded(name if isinstance(name, str) else path, stamp, str(device))
 
 
 @lru_cache(maxsize=8)
-def _loaded(
-    name: str | os.PathLike[str], stamp: tuple[str, int, int] | None, device: str
-) -> nn.Module:
+def _loaded(name: str | Path, stamp: tuple[str, int, int] | None, device: str) -> nn.Module:
     """``stamp`` tells a file that was written anew from the one loaded before."""
     return load_model(name).to(device).eval()
 

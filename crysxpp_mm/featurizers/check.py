@@ -15,6 +15,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -108,7 +109,7 @@ class _NumberOfSites(BaseFeaturizer):  # type: ignore[misc]
 class _Interrupting(Structure):
     """A structure at which the user presses Ctrl-C."""
 
-    @property
+    @property  # type: ignore[misc] # the base class lets it be set as well
     def sites(self) -> Any:
         raise KeyboardInterrupt
 
@@ -167,7 +168,7 @@ def labels(case: _Case) -> None:
 
 
 def citations(case: _Case) -> None:
-    """citations gives a list of strings and implementors a list that is not empty."""
+    """Citations are a list of strings and implementors a list that is not empty."""
     references = case.featurizer.citations()
     _require(isinstance(references, list), "citations gives no list")
     _require(all(isinstance(entry, str) for entry in references), "a citation is no string")
@@ -189,7 +190,7 @@ def arguments(case: _Case) -> None:
 
 
 def repeated(case: _Case) -> None:
-    """featurize gives the same numbers again and leaves its input alone."""
+    """Featurizing again gives the same numbers and leaves its input alone."""
     structure = case.structures[0]
     before = structure.copy()
     case.compare(
@@ -293,9 +294,7 @@ def dataframe(case: _Case) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # matminer's, on multiindex with inplace
             if options["return_errors"] and not options["ignore_errors"]:
-                error = _raised(
-                    lambda f=frame, o=options: featurizer.featurize_dataframe(f, COLUMN, **o)
-                )
+                error = _raised(partial(featurizer.featurize_dataframe, frame, COLUMN, **options))
                 _require(isinstance(error, ValueError), f"{what} raises no ValueError")
                 continue
             result = featurizer.featurize_dataframe(frame, COLUMN, **options)
@@ -305,8 +304,8 @@ def dataframe(case: _Case) -> None:
         )
         table = frame if options["inplace"] else result
         _require(table.index.equals(before.index), f"{what} changes the index")
-        wanted = list(names) + [f"{case.name} Exceptions"] * options["return_errors"]
-        old = list(before.columns)
+        wanted: list[Any] = list(names) + [f"{case.name} Exceptions"] * options["return_errors"]
+        old: list[Any] = list(before.columns)
         if options["multiindex"]:
             wanted = [(case.name, name) for name in wanted]
             old = [("Input Data", name) for name in old]
@@ -418,7 +417,7 @@ def pipeline(case: _Case) -> None:
 
 
 def prechecks(case: _Case) -> None:
-    """precheck passes what can be featurized."""
+    """The precheck passes what can be featurized."""
     for position, structure in enumerate(case.structures):
         _require(case.featurizer.precheck(structure), f"precheck fails structure {position}")
     share = case.featurizer.precheck_dataframe(case.frame(), COLUMN)
@@ -454,7 +453,7 @@ def caller_columns(case: _Case) -> None:
 
 
 def strict_prechecks(case: _Case) -> None:
-    """precheck finds what cannot be featurized, and precheck_dataframe keeps the index."""
+    """The precheck finds what cannot be featurized, and that of a table keeps its index."""
     _require(case.featurizer.precheck(case.bad_input) is False, "precheck passes the bad input")
     frame = case.frame(bad=True)
     passed = [position != 1 for position in range(len(frame))]

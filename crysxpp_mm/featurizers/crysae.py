@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, overload
+from typing import Any, Self, overload
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from pymatgen.core import IStructure
 from torch import Tensor
-from typing_extensions import Self
 
 from crysxpp_mm.errors import SettingsError
 from crysxpp_mm.featurizers.base import BatchedFeaturizer
@@ -236,7 +235,7 @@ class CrysAEFeaturizer(BatchedFeaturizer):
         n_layers = model.encoder.n_convs + 1
         if isinstance(self.layers, str) and self.layers == "all":
             return list(range(n_layers))
-        layers = list(self.layers) if isinstance(self.layers, Iterable) else []
+        layers: list[Any] = list(self.layers) if isinstance(self.layers, Iterable) else []
         if not layers or not all(
             isinstance(layer, int | np.integer) and not isinstance(layer, bool) for layer in layers
         ):

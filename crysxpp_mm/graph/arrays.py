@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +13,7 @@ from crysxpp_mm.errors import GraphError
 
 
 def offsets_from_counts(counts: NDArray[np.integer]) -> NDArray[np.int64]:
-    """Where each of ``n`` consecutive runs begins, and where the last one ends; shape ``(n + 1,)``."""
+    """Where each of ``n`` consecutive runs begins and the last one ends; shape ``(n + 1,)``."""
     offsets = np.zeros(len(counts) + 1, dtype=np.int64)
     np.cumsum(counts, out=offsets[1:])
     return offsets
@@ -22,7 +23,9 @@ def ranges(starts: NDArray[np.integer], counts: NDArray[np.integer]) -> NDArray[
     """Concatenate ``arange(start, start + count)`` of all runs; shape ``(counts.sum(),)``."""
     ends = np.cumsum(counts)
     total = int(ends[-1]) if len(ends) else 0
-    return np.arange(total, dtype=np.int64) + np.repeat(starts - (ends - counts), counts)
+    within = np.repeat(starts - (ends - counts), counts)
+    positions: NDArray[np.int64] = np.arange(total, dtype=np.int64) + within
+    return positions
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,7 +110,7 @@ class CrystalGraphs:
     def concatenate(cls, parts: Iterable[CrystalGraphs]) -> CrystalGraphs:
         """Join blocks of graphs end to end."""
         blocks = list(parts)
-        joined = {}
+        joined: dict[str, NDArray[Any]] = {}
         for field in fields(cls):
             arrays = [getattr(block, field.name) for block in blocks]
             if field.name.endswith("_offsets"):

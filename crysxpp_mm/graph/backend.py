@@ -109,7 +109,8 @@ def import_dgl() -> ModuleType:
             f"DGL cannot be imported ({error}). It has wheels for Python up to 3.11 on Linux and "
             "macOS: pip install 'dgl>=1.1.3,<2'. Everything but DGLGraph objects works without it."
         ) from error
-    return dgl
+    module: ModuleType = dgl
+    return module
 
 
 def build_graph(

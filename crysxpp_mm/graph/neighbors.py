@@ -51,7 +51,11 @@ def neighbors_within(
     if images.size:
         itself &= ~images.any(axis=1)
     keep = ~itself
-    return NeighborPairs(found[keep], neighbors[keep], distances[keep])
+    return _select(NeighborPairs(found, neighbors, distances), keep)
+
+
+def _select(pairs: NeighborPairs, keep: NDArray[np.bool_]) -> NeighborPairs:
+    return NeighborPairs(pairs.centers[keep], pairs.neighbors[keep], pairs.distances[keep])
 
 
 def nearest_neighbors(
@@ -100,7 +104,7 @@ def nearest_neighbors(
             parts.append(pairs)
             break
         keep = ~lacking[pairs.centers]
-        parts.append(NeighborPairs(*(array[keep] for array in pairs)))
+        parts.append(_select(pairs, keep))
         centers = np.flatnonzero(lacking)
         radius = min(GROWTH * radius, farthest)
     if len(parts) == 1:

@@ -55,7 +55,7 @@ class CrystalGraphConv(nn.Module):
         else:
             norm = self.bond_norm
             mean, variance = self._statistics(projections, bonds)
-            total = GatedNeighborSum.apply(
+            total = GatedNeighborSum.apply(  # type: ignore[no-untyped-call] # torch types no apply
                 *projections, norm.weight, norm.bias, mean, variance, bonds, norm.eps, self.training
             )
         return functional.softplus(atoms + self._normalize_atoms(total))
@@ -67,7 +67,8 @@ class CrystalGraphConv(nn.Module):
             return functional.batch_norm(
                 total, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps
             )
-        return norm(total)
+        normalized: Tensor = norm(total)
+        return normalized
 
     @torch.no_grad()
     def _statistics(
@@ -75,7 +76,8 @@ class CrystalGraphConv(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Mean and variance of the inner batch norm: of this batch in training, else running."""
         norm = self.bond_norm
-        assert norm.running_mean is not None and norm.running_var is not None
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
         if not self.training:
             return norm.running_mean, norm.running_var
         center, neighbor, length = projections

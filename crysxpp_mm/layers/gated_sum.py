@@ -77,7 +77,7 @@ class GatedNeighborSum(torch.autograd.Function):
     """``sum_bonds w sigmoid(BN(gate)) softplus(BN(core))`` at every atom, inner part of Eq. 1."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         center: Tensor,
         neighbor: Tensor,
@@ -129,7 +129,7 @@ class GatedNeighborSum(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad_total: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad_total: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of everything that is no index, in two passes over the bonds."""
         center, neighbor, length, scale, shift, mean, inverse = ctx.saved_tensors
         chunks = ctx.bonds.chunks()

@@ -25,7 +25,8 @@ def _sum_messages(graph: Graph, atoms: Tensor, messages: Tensor) -> Tensor:
     with graph.local_scope():
         graph.edata["message"] = messages
         graph.update_all(function.copy_e("message", "m"), function.sum("m", "total"))
-        return graph.ndata["total"]
+        total: Tensor = graph.ndata["total"]
+        return total
 
 
 def reference_convolution(
@@ -55,7 +56,8 @@ def reference_convolution(
         mean = (weights[:, None] * inputs).sum(0) / weights.sum()
         variance = (weights[:, None] * (inputs - mean) ** 2).sum(0) / weights.sum()
     else:
-        assert norm.running_mean is not None and norm.running_var is not None
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
         mean, variance = norm.running_mean, norm.running_var
     normalized = (inputs - mean) / torch.sqrt(variance + norm.eps) * norm.weight + norm.bias
     gate, core = normalized.chunk(2, dim=1)

@@ -1,0 +1,1 @@
+"""CrysAE: encoder, decoder and what the pooled columns are made of."""

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Self
 
-import numpy as np
 import torch
 from monty.json import MSONable
 from torch import Tensor, nn
-from typing_extensions import Self
 
 from crysxpp_mm.errors import ModelFileError, SettingsError
 from crysxpp_mm.graph.arrays import CrystalGraphs
@@ -147,7 +145,8 @@ class CrysAE(nn.Module, MSONable):
         Raises:
             GraphError: the graph lacks a field.
         """
-        return self.decoder(self.encoder(graph)[-1], pairs)
+        rebuilt: Reconstruction = self.decoder(self.encoder(graph)[-1], pairs)
+        return rebuilt
 
     @torch.no_grad()
     def node_embeddings(self, graphs: CrystalGraphs | Graph) -> list[Tensor]:
@@ -166,7 +165,8 @@ class CrysAE(nn.Module, MSONable):
         if self.training:
             raise SettingsError("the model is in training mode; call eval() before embedding.")
         graph = self.make_graph(graphs) if isinstance(graphs, CrystalGraphs) else graphs
-        return self.encoder(graph)
+        layers: list[Tensor] = self.encoder(graph)
+        return layers
 
     def as_dict(self) -> dict[str, Any]:
         """The whole model as a JSON-ready dictionary."""
@@ -211,7 +211,7 @@ class CrysAE(nn.Module, MSONable):
         write_document(self.as_dict(), path)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Self:  # type: ignore[override]
+    def load(cls, path: str | os.PathLike[str]) -> Self:
         """Read a model that ``save`` wrote; nothing is unpickled.
 
         Raises:
@@ -272,8 +272,3 @@ class CrysAE(nn.Module, MSONable):
                 ``CrystalGraphConverter.convert_many``.
         """
         return self.converter.convert_many(structures)
-
-
-def to_numpy(tensor: Tensor) -> np.ndarray:
-    """A tensor of any device as a numpy array."""
-    return tensor.detach().cpu().numpy()

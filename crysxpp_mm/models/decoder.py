@@ -68,7 +68,7 @@ def pair_index(graphs: CrystalGraphs) -> PairIndex:
     )
 
 
-def _rank_in_run(keys: NDArray[np.int64]) -> NDArray[np.int64]:
+def _rank_in_run(keys: NDArray[np.integer]) -> NDArray[np.int64]:
     """How many earlier entries have the same key, shape ``(n,)``."""
     order = np.argsort(keys, kind="stable")
     ordered = keys[order]

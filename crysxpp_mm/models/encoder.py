@@ -68,7 +68,7 @@ class CrystalGraphEncoder(nn.Module):
 
     def embed_features(self, graph: Graph) -> Tensor:
         """``z^0`` of every atom, shape ``(n_atoms, hidden_dim)``."""
-        atoms = self.embedding(graph.ndata[ATOM_FEATURES])
+        atoms: Tensor = self.embedding(graph.ndata[ATOM_FEATURES])
         if self.element_channel:
             atoms = atoms + self.element_embedding(graph.ndata[ELEMENT_FRACTIONS])
         return atoms
@@ -126,4 +126,5 @@ def distinct_lengths(distances: Tensor) -> tuple[Tensor, Tensor]:
     if distances.device.type == "cpu":  # several times faster than torch.unique
         values, rows = np.unique(distances.detach().numpy(), return_inverse=True)
         return torch.from_numpy(values), torch.from_numpy(rows)
-    return torch.unique(distances, return_inverse=True)
+    values_and_rows: tuple[Tensor, Tensor] = torch.unique(distances, return_inverse=True)
+    return values_and_rows

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import zipfile
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -15,6 +17,9 @@ from crysxpp_mm.errors import ModelFileError
 
 RELEASED_CLASSES = ("CrystalAE", "ConvLayer")
 """Classes of the pickled module; stand-ins without behaviour take their place."""
+
+
+_Allowed: TypeAlias = Callable[..., Any] | tuple[Callable[..., Any], str]
 
 
 class _StandIn(nn.Module):
@@ -35,10 +40,7 @@ def read_released_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     source = Path(path)
     if not source.is_file():
         raise ModelFileError(f"{source}: there is no such file.")
-    if source.suffix == ".npz":
-        tensors = _read_npz(source)
-    else:
-        tensors = _read_checkpoint(source)
+    tensors = _read_npz(source) if source.suffix == ".npz" else _read_checkpoint(source)
     if "embedding.weight" not in tensors or "convs.0.fc_full.weight" not in tensors:
         raise ModelFileError(
             f"{source} is no released CrysXPP autoencoder: it lacks embedding.weight or "
@@ -72,9 +74,9 @@ def _read_checkpoint(source: Path) -> dict[str, Tensor]:
     return {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
 
 
-def _allowed(source: Path) -> list[object]:
+def _allowed(source: Path) -> list[_Allowed]:
     """What the unpickler may build: layers of torch, and stand-ins for the authors' classes."""
-    allowed: list[object] = [OrderedDict, set]
+    allowed: list[_Allowed] = [OrderedDict, set]
     for name in torch.serialization.get_unsafe_globals_in_checkpoint(source):
         module, _, attribute = name.rpartition(".")
         if attribute in RELEASED_CLASSES:
