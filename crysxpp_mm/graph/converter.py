@@ -19,7 +19,12 @@ from crysxpp_mm.errors import (
     UnknownElementError,
 )
 from crysxpp_mm.graph.arrays import CrystalGraphs, offsets_from_counts
-from crysxpp_mm.graph.neighbors import NeighborPairs, nearest_neighbors
+from crysxpp_mm.graph.neighbors import (
+    NeighborPairs,
+    nearest_neighbors,
+    sorted_pairs,
+    volume_and_heights,
+)
 
 if TYPE_CHECKING:
     import dgl
@@ -176,8 +181,7 @@ class CrystalGraphConverter(MSONable):
         )
         neighbors = np.concatenate([pair.neighbors for pair in pairs])
         distances = np.concatenate([pair.distances for pair in pairs])
-        order = np.lexsort((distances, centers))
-        centers, neighbors, distances = centers[order], neighbors[order], distances[order]
+        centers, neighbors, distances = sorted_pairs(centers, neighbors, distances)
 
         # Distance of the last wanted neighbour of every site; infinite where there are fewer.
         total = int(atom_offsets[-1])
@@ -268,28 +272,22 @@ def _regular_cell(
     Raises:
         StructureError: the cell has no volume to speak of.
     """
-    volume = abs(np.linalg.det(matrix))
+    volume, heights = volume_and_heights(matrix)
     if volume < MIN_VOLUME_PER_SITE * len(fractional):
         raise StructureError(
             f"{structure.formula}: the cell of {len(fractional)} sites has a volume of "
             f"{volume:.3g} cubic Angstrom; check the lattice vectors and their unit."
         )
-    if periodic.all() and _heights(matrix).min() < 1.5:
+    if min(heights) < 1.5 and periodic.all():
         positions = fractional @ matrix
         matrix = np.array(structure.lattice.get_lll_reduced_lattice().matrix, order="C")
-        if _heights(matrix).min() < MIN_HEIGHT:
+        if min(volume_and_heights(matrix)[1]) < MIN_HEIGHT:
             raise StructureError(
                 f"{structure.formula}: the cell is thinner than {MIN_HEIGHT} Angstrom; "
                 "check the lattice vectors and their unit."
             )
         fractional = positions @ np.linalg.inv(matrix)
     return matrix, fractional - np.floor(fractional) * periodic
-
-
-def _heights(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Distances between opposite faces of the cell, shape ``(3,)``, Angstrom."""
-    heights: NDArray[np.float64] = 1 / np.linalg.norm(np.linalg.inv(matrix), axis=0)
-    return heights
 
 
 def _species(
@@ -327,10 +325,11 @@ def _ordered_numbers(structure: IStructure) -> NDArray[np.uint8] | None:
     numbers = []
     for site in structure.sites:
         species = site.species
-        if len(species) != 1:
+        kinds = list(species)
+        if len(kinds) != 1 or species.num_atoms != 1:
             return None
-        ((kind, occupancy),) = species.items()
-        if occupancy != 1 or isinstance(kind, DummySpecies) or kind.Z > MAX_ATOMIC_NUMBER:
+        kind = kinds[0]
+        if isinstance(kind, DummySpecies) or kind.Z > MAX_ATOMIC_NUMBER:
             return None
         numbers.append(kind.Z)
     return np.array(numbers, dtype=np.uint8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +15,10 @@ GROWTH = 1.3
 """Factor by which the radius grows for sites that still lack neighbours."""
 SAME_PLACE = 1e-8
 """A point this close to a site (Angstrom) is the site itself."""
+STEPS = 2.0**36
+"""Sorted distances are whole numbers of this many steps an Angstrom, 1.5e-11 Angstrom each."""
+DISTANCE_BITS = 42
+"""Bits of a sort key that hold a distance; enough for 64 Angstrom."""
 
 
 class NeighborPairs(NamedTuple):
@@ -22,6 +27,26 @@ class NeighborPairs(NamedTuple):
     centers: NDArray[np.int64]  # (n_pairs,)
     neighbors: NDArray[np.int64]  # (n_pairs,)
     distances: NDArray[np.float64]  # (n_pairs,), Angstrom
+
+
+def volume_and_heights(lattice: NDArray[np.float64]) -> tuple[float, list[float]]:
+    """Volume of a cell and the distances between its opposite faces.
+
+    In plain numbers, which are quicker than arrays of three.
+
+    Args:
+        lattice: Lattice vectors as rows, shape ``(3, 3)``, Angstrom.
+
+    Returns:
+        Cubic Angstrom; three heights in Angstrom, 0 for a cell without volume.
+    """
+    a, b, c = lattice.tolist()
+    normals = [
+        (v[1] * w[2] - v[2] * w[1], v[2] * w[0] - v[0] * w[2], v[0] * w[1] - v[1] * w[0])
+        for v, w in ((b, c), (c, a), (a, b))
+    ]
+    volume = abs(sum(x * y for x, y in zip(a, normals[0], strict=True)))
+    return volume, [volume / area if (area := math.hypot(*n)) else 0.0 for n in normals]
 
 
 def neighbors_within(
@@ -47,10 +72,9 @@ def neighbors_within(
     if centers is not None:
         found = centers[found]
     # A site is no neighbour of itself, but its images are, and so is another site in its place.
-    itself = (found == neighbors) & (distances < SAME_PLACE)
-    if images.size:
-        itself &= ~images.any(axis=1)
-    keep = ~itself
+    keep = distances >= SAME_PLACE
+    here = np.flatnonzero(~keep)
+    keep[here] = (found[here] != neighbors[here]) | images[here].any(axis=1)
     return _select(NeighborPairs(found, neighbors, distances), keep)
 
 
@@ -82,7 +106,7 @@ def nearest_neighbors(
     """
     n_atoms = len(positions)
     farthest = cutoff + tolerance
-    volume = abs(np.linalg.det(lattice))
+    volume, _ = volume_and_heights(lattice)
     wanted = TARGET_NEIGHBORS * max(1.0, max_neighbors / 12)
     radius = (wanted * volume / n_atoms * 3 / (4 * np.pi)) ** (1 / 3)
     radius = min(radius, farthest)
@@ -110,3 +134,24 @@ def nearest_neighbors(
     if len(parts) == 1:
         return parts[0]
     return NeighborPairs(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+
+
+def sorted_pairs(
+    centers: NDArray[np.int64], neighbors: NDArray[np.int64], distances: NDArray[np.float64]
+) -> NeighborPairs:
+    """Pairs by centre and, for one centre, by distance; equal ones keep their order.
+
+    Centre and distance make one whole number, which sorts several times faster than two columns.
+
+    Args:
+        centers: Shape ``(n_pairs,)``.
+        neighbors: Shape ``(n_pairs,)``.
+        distances: Shape ``(n_pairs,)``, less than 64 Angstrom; they come back rounded to 1.5e-11.
+    """
+    steps = np.rint(distances * STEPS)
+    if len(centers) and centers.max() >= 1 << (63 - DISTANCE_BITS):
+        order = np.lexsort((steps, centers))
+    else:
+        keys = (centers.astype(np.int64) << DISTANCE_BITS) | steps.astype(np.int64)
+        order = np.argsort(keys, kind="stable")
+    return NeighborPairs(centers[order], neighbors[order], steps[order] / STEPS)
