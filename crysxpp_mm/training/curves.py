@@ -12,6 +12,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 
+CURVES = "curves.csv"
+PICTURE = "curves.png"
+
+
 class CurveRecorder(Callback):
     """Write ``curves.csv`` and ``curves.png`` after every epoch."""
 
@@ -36,8 +40,8 @@ class CurveRecorder(Callback):
         row["learning_rate"] = float(trainer.optimizers[0].param_groups[0]["lr"])
         self.rows.append(row)
         table = pd.DataFrame(self.rows)
-        table.to_csv(self.out / "curves.csv", index=False)
-        plot_curves(table).savefig(self.out / "curves.png", dpi=120)
+        table.to_csv(self.out / CURVES, index=False)
+        plot_curves(table).savefig(self.out / PICTURE, dpi=120)
 
 
 def plot_curves(table: pd.DataFrame) -> Figure:

@@ -164,9 +164,7 @@ class FineTuneModule(lightning.LightningModule):
         return terms.mean(), int(known.sum())
 
     def _log(self, name: str, loss: Tensor, size: int) -> None:
-        self.log(
-            name, loss.detach(), on_step=False, on_epoch=True, batch_size=size, sync_dist=True
-        )
+        self.log(name, loss.detach(), on_step=False, on_epoch=True, batch_size=size, sync_dist=True)
 
     def training_step(self, batch: FineTuneBatch, batch_index: int) -> Tensor:
         """Loss of a batch; a loss that is not finite stops the run."""
@@ -351,6 +349,7 @@ def _quiet_lightning() -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*does not have many workers.*")
             warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
+            warnings.filterwarnings("ignore", message=r".*isinstance\(treespec.*")
             yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):

@@ -73,7 +73,7 @@ class PretrainModule(lightning.LightningModule):
         """Loss of a batch; a loss that is not finite stops the run."""
         losses, total = self._losses(batch)
         if not torch.isfinite(total):
-            terms = {name: float(value) for name, value in losses._asdict().items()}
+            terms = {name: value.item() for name, value in losses._asdict().items()}
             raise FloatingPointError(
                 f"the loss is not finite in epoch {self.current_epoch}, batch {batch_index} "
                 f"({terms}); lower learning_rate."
