@@ -11,7 +11,6 @@ from lightning.pytorch.callbacks import Callback
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-
 CURVES = "curves.csv"
 PICTURE = "curves.png"
 

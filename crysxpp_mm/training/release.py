@@ -32,7 +32,7 @@ def golden_crystals() -> dict[str, Structure]:
         "SrTiO3, cubic perovskite": Structure(
             Lattice.cubic(3.905),
             ["Sr", "Ti", "O", "O", "O"],
-            [[0, 0, 0], [0.5, 0.5, 0.5], [0.5, 0.5, 0], [0.5, 0, 0.5], [0, 0.5, 0.5]],
+            [[0.0, 0, 0], [0.5, 0.5, 0.5], [0.5, 0.5, 0], [0.5, 0, 0.5], [0, 0.5, 0.5]],
         ),
         "Cu, fcc": Structure(fcc, ["Cu"], [[0, 0, 0]]),
     }
@@ -135,13 +135,17 @@ def model_card(name: str, model: CrysAE, curves: pd.DataFrame, summary: str) -> 
         "## Limits",
         "",
         "- Elements 1 to 100; oxidation states, spins and charges are ignored.",
-        f"- Bonds to the {model.converter.max_neighbors} nearest neighbours within "
-        f"{model.converter.cutoff:g} Angstrom; what lies farther is not seen.",
+        (
+            f"- Bonds to the {model.converter.max_neighbors} nearest neighbours within "
+            f"{model.converter.cutoff:g} Angstrom; what lies farther is not seen."
+        ),
         "- La and Ce, Sm and Gd, Ho and Er, Th and Np, Am and Cm, and Bk, Cf, Es and Fm have equal "
         "node features: compounds that differ by them alone embed alike"
         + (", but for the element channel." if model.settings["element_channel"] else "."),
-        "- Crystals of the Materials Project are mostly ordered and inorganic; disordered crystals "
-        "are accepted, but none was trained on.",
+        (
+            "- Crystals of the Materials Project are mostly ordered and inorganic; disordered "
+            "crystals are accepted, but none was trained on."
+        ),
         "",
         "## Settings",
         "",
