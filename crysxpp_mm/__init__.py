@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from crysxpp_mm.version import __version__
 
 if TYPE_CHECKING:
+    from crysxpp_mm.estimators import CrysXPPClassifier, CrysXPPRegressor
     from crysxpp_mm.featurizers import CrysAEFeaturizer, check_featurizer
     from crysxpp_mm.graph.converter import CrystalGraphConverter
     from crysxpp_mm.model_zoo import list_models, load_model
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 __all__ = [
     "CrysAE",
     "CrysAEFeaturizer",
+    "CrysXPPClassifier",
+    "CrysXPPRegressor",
     "CrystalGraphConverter",
     "__version__",
     "check_featurizer",
@@ -30,6 +33,8 @@ __all__ = [
 _HOMES = {
     "CrysAE": "crysxpp_mm.models.crysae",
     "CrysAEFeaturizer": "crysxpp_mm.featurizers",
+    "CrysXPPClassifier": "crysxpp_mm.estimators",
+    "CrysXPPRegressor": "crysxpp_mm.estimators",
     "CrystalGraphConverter": "crysxpp_mm.graph.converter",
     "check_featurizer": "crysxpp_mm.featurizers",
     "list_models": "crysxpp_mm.model_zoo",

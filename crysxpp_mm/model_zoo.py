@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.resources
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import pandas as pd
 
 from crysxpp_mm.errors import ModelFileError, UnknownModelError
 from crysxpp_mm.serialization import read_document
 
-if TYPE_CHECKING:
-    from crysxpp_mm.models.crysae import CrysAE
-
 DEFAULT_MODEL = "crysae-mp-v1"
 MODEL_FILE = "model.json.gz"
+
+_KINDS = {
+    "CrysAE": "crysxpp_mm.models.crysae",
+    "CrysXPPRegressor": "crysxpp_mm.estimators",
+    "CrysXPPClassifier": "crysxpp_mm.estimators",
+}
+"""The classes that a model file may hold, and where they are."""
 
 
 def pretrained_folder() -> Path:
@@ -63,14 +68,15 @@ def model_path(name: str) -> Path:
     return pretrained_folder() / name / MODEL_FILE
 
 
-def load_model(name: str | os.PathLike[str]) -> CrysAE:
+def load_model(name: str | os.PathLike[str]) -> Any:
     """A model by the name under which it is shipped, or by the path of its file.
 
     Args:
         name: One of ``list_models()["name"]``, or a file that ``save`` wrote.
 
     Returns:
-        A fresh model on the CPU, in evaluation mode.
+        A fresh ``CrysAE`` on the CPU, in evaluation mode, or the fitted ``CrysXPPRegressor`` or
+        ``CrysXPPClassifier`` that was saved.
 
     Raises:
         UnknownModelError: there is neither.
@@ -83,14 +89,14 @@ def load_model(name: str | os.PathLike[str]) -> CrysAE:
         raise UnknownModelError(f"there is no model file {path}.")
     document = read_document(path)
     kind = document.get("@class")
-    if kind == "CrysAE":
-        from crysxpp_mm.models.crysae import CrysAE
-
-        try:
-            return CrysAE.from_dict(document)
-        except ModelFileError as error:
-            raise ModelFileError(f"{path}: {error}") from error
-    raise ModelFileError(f"{path} holds a {kind!r}, which is no model of this package.")
+    if kind not in _KINDS:
+        raise ModelFileError(f"{path} holds a {kind!r}, which is no model of this package.")
+    # By name: the estimators are built upon this module.
+    model_class = getattr(importlib.import_module(_KINDS[kind]), kind)
+    try:
+        return model_class.from_dict(document)
+    except ModelFileError as error:
+        raise ModelFileError(f"{path}: {error}") from error
 
 
 def list_models() -> pd.DataFrame:

@@ -760,7 +760,7 @@ def _usable_device(device: str | None) -> torch.device:
         raise SettingsError(f"device {device!r} cannot be used here: {reason}") from error
 
 
-def _load(name: str | os.PathLike[str], device: torch.device) -> nn.Module:
+def _load(name: str | os.PathLike[str], device: torch.device) -> Any:
     """A saved model; loaded once for each file, device and process."""
     path = Path(name)
     try:
@@ -772,9 +772,11 @@ def _load(name: str | os.PathLike[str], device: torch.device) -> nn.Module:
 
 
 @lru_cache(maxsize=8)
-def _loaded(name: str | Path, stamp: tuple[str, int, int] | None, device: str) -> nn.Module:
+def _loaded(name: str | Path, stamp: tuple[str, int, int] | None, device: str) -> Any:
     """``stamp`` tells a file that was written anew from the one loaded before."""
-    return load_model(name).to(device).eval()
+    model = load_model(name)
+    # An estimator stays as it is; the featurizer will refuse it by name.
+    return model.to(device).eval() if isinstance(model, nn.Module) else model
 
 
 def _is_forked() -> bool:

@@ -36,10 +36,12 @@ def std_pool(graph: Graph, atoms: Tensor) -> Tensor:
     """Population standard deviation over the atoms of each crystal, ``(n_graphs, width)``.
 
     Deviations are squared after the mean is taken away, so that crystals of equal atoms get
-    zero and not the square root of rounding errors.
+    zero and not the square root of rounding errors. Where it is zero, so is its gradient.
     """
     deviation = atoms - mean_pool(graph, atoms).index_select(0, graph_of_atoms(graph))
-    return mean_pool(graph, deviation**2).sqrt()
+    variance = mean_pool(graph, deviation**2)
+    positive = variance > 0
+    return torch.where(positive, variance, 1.0).sqrt() * positive
 
 
 def max_pool(graph: Graph, atoms: Tensor) -> Tensor:

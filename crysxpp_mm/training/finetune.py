@@ -349,6 +349,7 @@ def _quiet_lightning() -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*does not have many workers.*")
             warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
+            warnings.filterwarnings("ignore", message=".*across ranks is zero.*")
             warnings.filterwarnings("ignore", message=r".*isinstance\(treespec.*")
             yield
     finally:
@@ -457,7 +458,7 @@ def fine_tune(
         callbacks.append(EpochBar(label))
     if accelerator == "auto":
         accelerator = "cuda" if torch.cuda.is_available() else "cpu"
-    with _quiet_lightning():
+    with _quiet_lightning(), torch.random.fork_rng(devices=[]):  # loaders draw a seed
         trainer = lightning.Trainer(
             accelerator=accelerator,
             devices=devices,

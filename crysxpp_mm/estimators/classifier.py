@@ -1,0 +1,283 @@
+"""CrysXPP for classes, such as metal and non-metal."""
+
+# ruff: noqa: N803 (X is the name that scikit-learn gives)
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from sklearn.base import ClassifierMixin
+
+from crysxpp_mm.errors import DataError, ModelFileError, SettingsError
+from crysxpp_mm.estimators.base import CrysXPPEstimator, Problem
+from crysxpp_mm.estimators.inputs import Crystals, check_length
+from crysxpp_mm.models.crysae import CrysAE
+from crysxpp_mm.training.finetune import Task
+
+
+class CrysXPPClassifier(ClassifierMixin, CrysXPPEstimator):  # type: ignore[misc]
+    """Predict classes of crystals, such as metal and non-metal, from few labels.
+
+    As :class:`CrysXPPRegressor`, with cross entropy as the loss. Labels may be texts, whole
+    numbers or booleans; None and NaN are unknown. A class that appears once stays in training.
+
+    Args:
+        pretrained: Where the encoder starts: the name of a shipped CrysAE, the path of a saved
+            one, a CrysAE object, or None for random weights.
+        encoder: ``"cgcnn"``, or ``"gcn"``, a plain graph convolution without pretraining.
+        hidden_dim: Width of the node embeddings; None for the pretrained model's, or 64.
+        n_convs: Number of convolutions; None for the pretrained model's, or 3.
+        selector: Whether there is a feature selector.
+        layers: What the readout sees, ``"last"`` layer (Eq. 8) or ``"all"``.
+        moments: What is taken over the atoms, of ``"mean"``, ``"std"`` and ``"max"``.
+        readout_dim: Width of the hidden layer of the readout.
+        n_members: Networks of the ensemble; their probabilities are averaged.
+        class_weight: ``"balanced"`` to let every class count alike in the loss, or None.
+        target_names: Name of the target, in a sequence of one; that of ``y`` if None.
+        max_epochs: Epochs at most.
+        min_steps: With few labels an epoch passes over them several times, to make this many
+            steps in all.
+        batch_size: Crystals a step.
+        learning_rate: Peak of the one-cycle rate.
+        encoder_rate: Rate of the encoder, as a multiple of ``learning_rate``.
+        frozen_epochs: Epochs at the start in which the readout alone learns.
+        weight_decay: Of AdamW; the selector has none.
+        gradient_clip: Largest norm of the gradient.
+        sparsity: Weight lambda_1 of the L1 norm of the selector (Eq. 10); it makes exact zeros.
+        patience: Epochs without a better validation loss after which training stops.
+        validation_fraction: Share of the training crystals that chooses the best epoch.
+        seed: Of weights, splits and order. Equal seeds give equal models on one machine.
+        checkpoint_dir: Folder for checkpoints, curves and tables, a folder a run inside.
+        accelerator: As Lightning takes it; ``"auto"`` is CUDA where available, else the CPU.
+        devices: As Lightning takes it.
+        pbar: Whether to show a progress bar over the epochs.
+
+    Attributes:
+        classes_: The classes, sorted.
+        members_: The networks.
+        target_names_: Name of the target.
+        feature_weights_: Weights of the selector as a table.
+        learning_curve_: Losses by epoch and member.
+        left_out_: Rows that were not learned from, and why.
+        n_train_: Rows that were, those that chose the best epoch included.
+        data_hash_: sha256 of the graphs and labels learned from.
+        converter_: The graph rule.
+    """
+
+    _task: Task = "classification"
+
+    classes_: NDArray[Any]
+
+    def __init__(
+        self,
+        *,
+        pretrained: str | os.PathLike[str] | CrysAE | None = "crysae-mp-v1",
+        encoder: Literal["cgcnn", "gcn"] = "cgcnn",
+        hidden_dim: int | None = None,
+        n_convs: int | None = None,
+        selector: bool = True,
+        layers: Literal["last", "all"] = "last",
+        moments: Sequence[str] = ("mean",),
+        readout_dim: int = 128,
+        n_members: int = 1,
+        class_weight: Literal["balanced"] | None = None,
+        target_names: Sequence[str] | None = None,
+        max_epochs: int = 40,
+        min_steps: int = 600,
+        batch_size: int = 64,
+        learning_rate: float = 4e-3,
+        encoder_rate: float = 1.0,
+        frozen_epochs: int = 0,
+        weight_decay: float = 0.01,
+        gradient_clip: float = 5.0,
+        sparsity: float = 0.01,
+        patience: int = 30,
+        validation_fraction: float = 0.1,
+        seed: int = 0,
+        checkpoint_dir: str | os.PathLike[str] | None = None,
+        accelerator: str = "auto",
+        devices: int | str = 1,
+        pbar: bool = True,
+    ) -> None:
+        self.pretrained = pretrained
+        self.encoder = encoder
+        self.hidden_dim = hidden_dim
+        self.n_convs = n_convs
+        self.selector = selector
+        self.layers = layers
+        self.moments = moments
+        self.readout_dim = readout_dim
+        self.n_members = n_members
+        self.class_weight = class_weight
+        self.target_names = target_names
+        self.max_epochs = max_epochs
+        self.min_steps = min_steps
+        self.batch_size = batch_size
+        self.learning_rate = learning_rate
+        self.encoder_rate = encoder_rate
+        self.frozen_epochs = frozen_epochs
+        self.weight_decay = weight_decay
+        self.gradient_clip = gradient_clip
+        self.sparsity = sparsity
+        self.patience = patience
+        self.validation_fraction = validation_fraction
+        self.seed = seed
+        self.checkpoint_dir = checkpoint_dir
+        self.accelerator = accelerator
+        self.devices = devices
+        self.pbar = pbar
+
+    def predict_proba(
+        self, X: Any, *, ignore_errors: bool = False
+    ) -> NDArray[np.float64] | pd.DataFrame:
+        """Probability of every class.
+
+        Args:
+            X: Crystals, as ``fit`` takes them.
+            ignore_errors: Give NaN for a row that is no crystal, instead of raising.
+
+        Returns:
+            Shape ``(n, n_classes)``, in the order of ``classes_``; a DataFrame with the index of
+            ``X`` and the classes as columns if ``X`` is of pandas.
+
+        Raises:
+            NotFittedError: nothing was learned yet.
+            StructureTypeError, UnknownElementError, StructureError: a row is no crystal; it is
+                named.
+        """
+        probabilities, crystals = self._probabilities(X, ignore_errors=ignore_errors)
+        if crystals.labels is None:
+            return probabilities
+        return pd.DataFrame(probabilities, index=crystals.labels, columns=self.classes_)
+
+    def predict(self, X: Any, *, ignore_errors: bool = False) -> NDArray[Any] | pd.Series:
+        """The most probable class of each crystal.
+
+        Args:
+            X: Crystals, as ``fit`` takes them.
+            ignore_errors: Give None for a row that is no crystal, instead of raising.
+
+        Returns:
+            Shape ``(n,)``; a Series with the index of ``X`` if ``X`` is of pandas.
+
+        Raises:
+            NotFittedError: nothing was learned yet.
+            StructureTypeError, UnknownElementError, StructureError: a row is no crystal; it is
+                named.
+        """
+        probabilities, crystals = self._probabilities(X, ignore_errors=ignore_errors)
+        bad = np.asarray(np.isnan(probabilities).any(axis=1))
+        best = np.where(bad[:, None], 0.0, probabilities).argmax(axis=1)
+        chosen: NDArray[Any] = self.classes_[best]
+        if bad.any():
+            chosen = chosen.astype(object)
+            chosen[bad] = None
+        if crystals.labels is None:
+            return chosen
+        return pd.Series(chosen, index=crystals.labels, name=self.target_names_[0])
+
+    def _probabilities(
+        self, X: Any, *, ignore_errors: bool
+    ) -> tuple[NDArray[np.float64], Crystals]:
+        """Mean over the members, shape ``(n_rows, n_classes)``."""
+        logits, crystals = self._predict_members(X, ignore_errors=ignore_errors)
+        exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
+        return (exponentials / exponentials.sum(axis=-1, keepdims=True)).mean(axis=0), crystals
+
+    # What the labels mean.
+
+    def _read_labels(self, y: Any, crystals: Crystals) -> tuple[NDArray[np.bool_], Any]:
+        if self.class_weight not in (None, "balanced"):
+            raise SettingsError(
+                f"class_weight must be 'balanced' or None, got {self.class_weight!r}."
+            )
+        if y is None:
+            raise DataError("y is missing: a property predictor needs labels.")
+        if isinstance(y, pd.DataFrame):
+            if y.shape[1] != 1:
+                raise DataError(f"y must be one column of classes, got {y.shape[1]}.")
+            y = y.iloc[:, 0]
+        name = getattr(y, "name", None)
+        values = y if isinstance(y, pd.Series) else pd.Series(_column(y), dtype=object)
+        check_length(len(values), crystals)
+        known = values.notna().to_numpy(dtype=bool)
+        plain = np.array([_class(value) for value in values], dtype=object)
+        for position in np.flatnonzero(known):
+            if not isinstance(plain[position], str | bool | int):
+                raise DataError(
+                    f"y holds {plain[position]!r} at {crystals.row_name(int(position))}; classes "
+                    "are texts, whole numbers or booleans. For numbers use CrysXPPRegressor."
+                )
+        if self.target_names is None:
+            self.target_names_ = ["class" if name is None else str(name)]
+        else:
+            given = self.target_names
+            self.target_names_ = [given] if isinstance(given, str) else [str(n) for n in given]
+            if len(self.target_names_) != 1:
+                raise SettingsError(f"target_names must hold one name, got {given!r}.")
+        return known, plain
+
+    def _problem(self, labels: Any, rows: NDArray[np.int64]) -> Problem:
+        chosen = labels[rows]
+        kinds = {type(value).__name__ for value in chosen}
+        if len(kinds) > 1:
+            raise DataError(f"y mixes labels of the kinds {', '.join(sorted(kinds))}.")
+        self.classes_, codes = np.unique(np.array(list(chosen)), return_inverse=True)
+        if len(self.classes_) < 2:
+            raise DataError(
+                f"all labels are {self.classes_[0]!r}; a classifier needs at least two classes."
+            )
+        weights = None
+        if self.class_weight == "balanced":
+            counts = np.bincount(codes)
+            weights = len(codes) / (len(counts) * counts)
+        return Problem(codes.astype(np.int64), len(self.classes_), weights)
+
+    def _strata(self, problem: Problem) -> NDArray[np.int64] | None:
+        strata: NDArray[np.int64] = problem.targets
+        return strata
+
+    def _output(self, target: Any) -> tuple[int, str, str]:
+        if target is None and len(self.classes_) == 2:
+            target = self.classes_[1]
+        if target is None or target not in self.classes_:
+            raise SettingsError(
+                f"target must be a class, one of {', '.join(map(repr, self.classes_.tolist()))}; "
+                f"got {target!r}."
+            )
+        number = int(np.flatnonzero(self.classes_ == target)[0])
+        return number, f"logit of {target}", ""
+
+    def _state(self) -> dict[str, Any]:
+        return {"classes": self.classes_.tolist()}
+
+    def _set_state(self, state: Mapping[str, Any]) -> None:
+        if unknown := sorted(set(state) - {"classes"}):
+            raise ModelFileError(f"the state of the model has unknown keys: {', '.join(unknown)}.")
+        self.classes_ = np.array(state["classes"])
+
+
+def _column(y: Any) -> list[Any]:
+    """Labels in a list; a column of shape ``(n, 1)`` is flattened."""
+    if isinstance(y, np.ndarray):
+        if y.ndim == 2 and y.shape[1] == 1:
+            y = y[:, 0]
+        if y.ndim != 1:
+            raise DataError(f"y must be one column of classes, got the shape {y.shape}.")
+    try:
+        return list(y)
+    except TypeError as error:
+        raise DataError(f"y must be list-like, got a {type(y).__name__}.") from error
+
+
+def _class(value: Any) -> Any:
+    """A label as plain Python; whole floats, which pandas makes of integers, are integers."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value

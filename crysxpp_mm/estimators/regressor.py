@@ -1,0 +1,340 @@
+"""CrysXPP for properties that are numbers."""
+
+# ruff: noqa: N803 (X is the name that scikit-learn gives)
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from sklearn.base import RegressorMixin
+from sklearn.metrics import r2_score
+from sklearn.utils import Tags
+
+from crysxpp_mm.errors import DataError, ModelFileError, SettingsError
+from crysxpp_mm.estimators.base import CrysXPPEstimator, Problem
+from crysxpp_mm.estimators.inputs import Crystals, read_labels
+from crysxpp_mm.estimators.transforms import TRANSFORMS, choose_transforms, get_transform
+from crysxpp_mm.models.crysae import CrysAE
+from crysxpp_mm.training.finetune import Task
+
+Values = NDArray[np.float64] | pd.Series | pd.DataFrame
+"""What ``predict`` gives: pandas for pandas, else an array."""
+
+
+class CrysXPPRegressor(RegressorMixin, CrysXPPEstimator):  # type: ignore[misc]
+    """Predict numbers, such as a formation energy, of crystals from few labels.
+
+    The encoder of a CrysAE, pretrained on structures alone, is fine-tuned on the labels behind a
+    feature selector whose weights say which properties of the elements matter (Das et al., npj
+    Comput. Mater. 8, 43 (2022), Eqs. 8-10).
+
+    Args:
+        pretrained: Where the encoder starts: the name of a shipped CrysAE, the path of a saved
+            one, a CrysAE object, or None for random weights.
+        encoder: ``"cgcnn"``, or ``"gcn"``, a plain graph convolution without pretraining.
+        hidden_dim: Width of the node embeddings; None for the pretrained model's, or 64.
+        n_convs: Number of convolutions; None for the pretrained model's, or 3.
+        selector: Whether there is a feature selector.
+        layers: What the readout sees, ``"last"`` layer (Eq. 8) or ``"all"``.
+        moments: What is taken over the atoms, of ``"mean"``, ``"std"`` and ``"max"``.
+        readout_dim: Width of the hidden layer of the readout.
+        n_members: Networks of the ensemble, each with a seed and a validation split of its own;
+            the prediction is their mean.
+        transform: ``"log10"``, ``"log"``, ``"log1p"``, ``"sqrt"`` or None: what is learned in
+            place of the label; undone on predicting. For several targets also a sequence, or a
+            dictionary by name.
+        target_names: Names of the targets; those of ``y`` if None.
+        units: Unit of each target (a text if there is one target), kept with the model.
+        max_epochs: Epochs at most.
+        min_steps: With few labels an epoch passes over them several times, to make this many
+            steps in all.
+        batch_size: Crystals a step.
+        learning_rate: Peak of the one-cycle rate.
+        encoder_rate: Rate of the encoder, as a multiple of ``learning_rate``.
+        frozen_epochs: Epochs at the start in which the readout alone learns.
+        weight_decay: Of AdamW; the selector has none.
+        gradient_clip: Largest norm of the gradient.
+        loss: ``"l1"`` or ``"mse"`` of the standardized targets.
+        sparsity: Weight lambda_1 of the L1 norm of the selector (Eq. 10); it makes exact zeros.
+        patience: Epochs without a better validation loss after which training stops.
+        validation_fraction: Share of the training crystals that chooses the best epoch.
+        seed: Of weights, splits and order. Equal seeds give equal models on one machine.
+        checkpoint_dir: Folder for checkpoints, curves and tables, a folder a run inside. A fit
+            that was killed goes on when it is called again with the same data and settings.
+        accelerator: As Lightning takes it; ``"auto"`` is CUDA where available, else the CPU.
+        devices: As Lightning takes it.
+        pbar: Whether to show a progress bar over the epochs.
+
+    Attributes:
+        members_: The networks.
+        target_names_: Names of the targets.
+        units_: Their units, empty where not given.
+        feature_weights_: Weights of the selector as a table.
+        learning_curve_: Losses by epoch and member.
+        left_out_: Rows that were not learned from, and why.
+        n_train_: Rows that were, those that chose the best epoch included.
+        data_hash_: sha256 of the graphs and labels learned from.
+        converter_: The graph rule.
+    """
+
+    _task: Task = "regression"
+
+    def __init__(
+        self,
+        *,
+        pretrained: str | os.PathLike[str] | CrysAE | None = "crysae-mp-v1",
+        encoder: Literal["cgcnn", "gcn"] = "cgcnn",
+        hidden_dim: int | None = None,
+        n_convs: int | None = None,
+        selector: bool = True,
+        layers: Literal["last", "all"] = "last",
+        moments: Sequence[str] = ("mean",),
+        readout_dim: int = 128,
+        n_members: int = 1,
+        transform: str | Sequence[str | None] | Mapping[str, str | None] | None = None,
+        target_names: Sequence[str] | None = None,
+        units: str | Sequence[str] | Mapping[str, str] | None = None,
+        max_epochs: int = 40,
+        min_steps: int = 600,
+        batch_size: int = 64,
+        learning_rate: float = 4e-3,
+        encoder_rate: float = 1.0,
+        frozen_epochs: int = 0,
+        weight_decay: float = 0.01,
+        gradient_clip: float = 5.0,
+        loss: Literal["l1", "mse"] = "l1",
+        sparsity: float = 0.01,
+        patience: int = 30,
+        validation_fraction: float = 0.1,
+        seed: int = 0,
+        checkpoint_dir: str | os.PathLike[str] | None = None,
+        accelerator: str = "auto",
+        devices: int | str = 1,
+        pbar: bool = True,
+    ) -> None:
+        self.pretrained = pretrained
+        self.encoder = encoder
+        self.hidden_dim = hidden_dim
+        self.n_convs = n_convs
+        self.selector = selector
+        self.layers = layers
+        self.moments = moments
+        self.readout_dim = readout_dim
+        self.n_members = n_members
+        self.transform = transform
+        self.target_names = target_names
+        self.units = units
+        self.max_epochs = max_epochs
+        self.min_steps = min_steps
+        self.batch_size = batch_size
+        self.learning_rate = learning_rate
+        self.encoder_rate = encoder_rate
+        self.frozen_epochs = frozen_epochs
+        self.weight_decay = weight_decay
+        self.gradient_clip = gradient_clip
+        self.loss = loss
+        self.sparsity = sparsity
+        self.patience = patience
+        self.validation_fraction = validation_fraction
+        self.seed = seed
+        self.checkpoint_dir = checkpoint_dir
+        self.accelerator = accelerator
+        self.devices = devices
+        self.pbar = pbar
+
+    def predict(
+        self, X: Any, *, return_std: bool = False, ignore_errors: bool = False
+    ) -> Values | tuple[Values, Values]:
+        """Predict the targets of crystals.
+
+        Args:
+            X: Crystals, as ``fit`` takes them.
+            return_std: Also give the standard deviation over the members of the ensemble.
+            ignore_errors: Give NaN for a row that is no crystal, instead of raising.
+
+        Returns:
+            In the units of the labels: a Series or DataFrame with the index of ``X`` and the
+            names of the targets if ``X`` is of pandas, else an array, ``(n,)`` or
+            ``(n, n_targets)`` as ``y`` was.
+
+        Raises:
+            NotFittedError: nothing was learned yet.
+            SettingsError: ``return_std`` with a single member.
+            StructureTypeError, UnknownElementError, StructureError: a row is no crystal; it is
+                named.
+        """
+        if return_std and len(getattr(self, "members_", [0, 0])) < 2:
+            raise SettingsError("return_std needs an ensemble; fit with n_members of 2 or more.")
+        outputs, crystals = self._predict_members(X, ignore_errors=ignore_errors)
+        values = self._wrap(self._invert(outputs.mean(axis=0)), crystals)
+        if not return_std:
+            return values
+        spread = np.stack([self._invert(output) for output in outputs]).std(axis=0, ddof=1)
+        return values, self._wrap(spread, crystals)
+
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        """Coefficient of determination R2, the mean over the targets; unknown labels are left out.
+
+        Args:
+            X: Crystals.
+            y: Labels, NaN where unknown.
+            sample_weight: Weight of each row.
+
+        Raises:
+            DataError: a target has no label.
+        """
+        outputs, crystals = self._predict_members(X, ignore_errors=False)
+        predicted = self._invert(outputs.mean(axis=0))
+        truth = read_labels(y, crystals).values
+        if truth.shape != predicted.shape:
+            raise DataError(
+                f"y has {truth.shape[1]} targets, the model predicts {predicted.shape[1]}."
+            )
+        scores = []
+        for target, name in enumerate(self.target_names_):
+            known = ~np.isnan(truth[:, target])
+            if not known.any():
+                raise DataError(f"y has no label of {name!r}.")
+            weight = None if sample_weight is None else np.asarray(sample_weight)[known]
+            scores.append(
+                r2_score(truth[known, target], predicted[known, target], sample_weight=weight)
+            )
+        return float(np.mean(scores))
+
+    # What the labels mean.
+
+    def _read_labels(
+        self, y: Any, crystals: Crystals
+    ) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+        labels = read_labels(y, crystals)
+        values = labels.values
+        names = self._names(labels.names, values.shape[1])
+        transforms = choose_transforms(self.transform, names)
+        for target, (name, kind) in enumerate(zip(names, transforms, strict=True)):
+            transform = get_transform(kind)
+            refused = ~np.isnan(values[:, target]) & ~transform.accepts(values[:, target])
+            if not refused.any():
+                continue
+            first = int(np.flatnonzero(refused)[0])
+            reason = f"{kind} takes {transform.domain}"
+            if not self._ignore_bad_labels:
+                raise DataError(
+                    f"{name} is {values[first, target]:g} at {crystals.row_name(first)}, but "
+                    f"transform {reason}."
+                )
+            for position in np.flatnonzero(refused):
+                self._label_errors[int(position)] = f"{name} unfit for transform: {reason}"
+            values[refused, target] = np.nan
+        self.target_names_ = names
+        self._transforms = transforms
+        self._one_dimensional = labels.one_dimensional
+        self.units_ = self._unit_list(names)
+        return np.asarray(~np.isnan(values).all(axis=1)), values
+
+    def _problem(self, labels: NDArray[np.float64], rows: NDArray[np.int64]) -> Problem:
+        values = labels[rows]
+        targets = np.empty_like(values)
+        for target, kind in enumerate(self._transforms):
+            column = values[:, target]
+            if np.isnan(column).all():
+                raise DataError(f"the target {self.target_names_[target]!r} has no label at all.")
+            targets[:, target] = get_transform(kind).forward(column)
+            if np.nanmin(column) == np.nanmax(column):
+                warnings.warn(
+                    f"all labels of {self.target_names_[target]!r} are equal; the model will "
+                    "predict that value for every crystal.",
+                    stacklevel=5,
+                )
+        return Problem(targets, targets.shape[1])
+
+    def _strata(self, problem: Problem) -> NDArray[np.int64] | None:
+        """Every target keeps a label in training: its rarest one is a class of its own."""
+        counts = (~np.isnan(problem.targets)).sum(axis=0)
+        if (counts == len(problem.targets)).all():
+            return None
+        strata = np.full(len(problem.targets), -1)
+        for target in np.argsort(-counts):
+            strata[~np.isnan(problem.targets[:, target])] = target
+        return strata
+
+    def _names(self, found: list[str] | None, n_targets: int) -> list[str]:
+        if self.target_names is None:
+            default = ["target"] if n_targets == 1 else [f"target {i}" for i in range(n_targets)]
+            names = found or default
+        else:
+            given = self.target_names
+            names = [given] if isinstance(given, str) else [str(name) for name in given]
+            if len(names) != n_targets:
+                raise SettingsError(f"target_names has {len(names)} names for {n_targets} targets.")
+        if len(set(names)) < len(names):
+            raise SettingsError(f"two targets have one name: {', '.join(names)}.")
+        return names
+
+    def _unit_list(self, names: list[str]) -> list[str]:
+        units = self.units
+        if units is None:
+            return [""] * len(names)
+        if isinstance(units, Mapping):
+            if unknown := [name for name in units if name not in names]:
+                raise SettingsError(f"units names the target {unknown[0]!r}, which y has not.")
+            return [str(units.get(name, "")) for name in names]
+        listed = [units] if isinstance(units, str) else [str(unit) for unit in units]
+        if len(listed) != len(names):
+            raise SettingsError(f"units has {len(listed)} entries for {len(names)} targets.")
+        return listed
+
+    def _invert(self, outputs: NDArray[np.float64]) -> NDArray[np.float64]:
+        """From the networks' units to those of the labels, shape ``(n_rows, n_targets)``."""
+        columns = [
+            get_transform(kind).inverse(outputs[:, target])
+            for target, kind in enumerate(self._transforms)
+        ]
+        return np.stack(columns, axis=1)
+
+    def _wrap(self, values: NDArray[np.float64], crystals: Crystals) -> Values:
+        single = values.shape[1] == 1
+        if crystals.labels is not None:
+            if single:
+                return pd.Series(values[:, 0], index=crystals.labels, name=self.target_names_[0])
+            return pd.DataFrame(values, index=crystals.labels, columns=self.target_names_)
+        return values[:, 0] if single and self._one_dimensional else values
+
+    def _output(self, target: Any) -> tuple[int, str, str]:
+        names = self.target_names_
+        if target is None and len(names) > 1:
+            raise SettingsError(f"name the target: {', '.join(map(repr, names))}.")
+        if target is not None and target not in names:
+            raise SettingsError(
+                f"there is no target {target!r}; there are {', '.join(map(repr, names))}."
+            )
+        number = 0 if target is None else names.index(target)
+        kind, unit = self._transforms[number], self.units_[number]
+        if kind is None:
+            return number, names[number], unit
+        return number, f"{kind}({names[number]}{f' / {unit}' if unit else ''})", ""
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "units": self.units_,
+            "transforms": self._transforms,
+            "one_dimensional": self._one_dimensional,
+        }
+
+    def _set_state(self, state: Mapping[str, Any]) -> None:
+        if unknown := sorted(set(state) - {"units", "transforms", "one_dimensional"}):
+            raise ModelFileError(f"the state of the model has unknown keys: {', '.join(unknown)}.")
+        self.units_ = list(state["units"])
+        self._transforms = list(state["transforms"])
+        self._one_dimensional = bool(state["one_dimensional"])
+        if any(kind is not None and kind not in TRANSFORMS for kind in self._transforms):
+            raise ModelFileError(f"the model has an unknown transform: {self._transforms}.")
+
+    def __sklearn_tags__(self) -> Tags:
+        tags: Tags = super().__sklearn_tags__()
+        tags.target_tags.multi_output = True
+        return tags

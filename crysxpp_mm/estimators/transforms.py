@@ -1,0 +1,116 @@
+"""Transforms of targets that have a name, with their inverses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crysxpp_mm.errors import SettingsError
+
+Numbers = NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetTransform:
+    """A transform and its inverse.
+
+    Attributes:
+        forward: From labels to what is learned.
+        inverse: Back.
+        domain: Which labels it takes, in words.
+        accepts: Which labels it takes; NaN is no matter.
+    """
+
+    forward: Callable[[Numbers], Numbers]
+    inverse: Callable[[Numbers], Numbers]
+    domain: str
+    accepts: Callable[[Numbers], NDArray[np.bool_]]
+
+
+def _same(values: Numbers) -> Numbers:
+    return values
+
+
+def _positive(values: Numbers) -> NDArray[np.bool_]:
+    return values > 0
+
+
+def _power_of_ten(values: Numbers) -> Numbers:
+    return np.asarray(10.0**values)
+
+
+IDENTITY = TargetTransform(
+    forward=_same, inverse=_same, domain="any number", accepts=lambda values: values == values
+)
+
+TRANSFORMS: dict[str, TargetTransform] = {
+    "log10": TargetTransform(
+        forward=np.log10, inverse=_power_of_ten, domain="positive numbers", accepts=_positive
+    ),
+    "log": TargetTransform(
+        forward=np.log, inverse=np.exp, domain="positive numbers", accepts=_positive
+    ),
+    "log1p": TargetTransform(
+        forward=np.log1p,
+        inverse=np.expm1,
+        domain="numbers greater than -1",
+        accepts=lambda values: values > -1,
+    ),
+    "sqrt": TargetTransform(
+        forward=np.sqrt,
+        # Predictions below zero are taken for zero.
+        inverse=lambda values: np.square(np.maximum(values, 0.0)),
+        domain="numbers of at least 0",
+        accepts=lambda values: values >= 0,
+    ),
+}
+"""What ``transform`` may name."""
+
+
+def choose_transforms(
+    transform: str | Sequence[str | None] | Mapping[str, str | None] | None,
+    target_names: Sequence[str],
+) -> list[str | None]:
+    """The transform of each target by its name, None for none.
+
+    Args:
+        transform: One for all targets, one for each in a sequence, or by name of the target.
+        target_names: The targets.
+
+    Raises:
+        SettingsError: there is no such transform, no such target, or their number differs.
+    """
+    if transform is None or isinstance(transform, str):
+        chosen: list[str | None] = [transform] * len(target_names)
+    elif isinstance(transform, Mapping):
+        if unknown := [name for name in transform if name not in target_names]:
+            raise SettingsError(
+                f"transform names the target {unknown[0]!r}; there are "
+                f"{', '.join(map(repr, target_names))}."
+            )
+        chosen = [transform.get(name) for name in target_names]
+    elif isinstance(transform, Sequence):
+        chosen = list(transform)
+        if len(chosen) != len(target_names):
+            raise SettingsError(
+                f"transform has {len(chosen)} entries for {len(target_names)} targets."
+            )
+    else:
+        raise SettingsError(
+            f"transform must be a name, a sequence of names, a dictionary or None, "
+            f"got {transform!r}."
+        )
+    for name in chosen:
+        if name is not None and (not isinstance(name, str) or name not in TRANSFORMS):
+            raise SettingsError(
+                f"unknown transform {name!r}; there are None, {', '.join(map(repr, TRANSFORMS))}."
+            )
+    return chosen
+
+
+def get_transform(name: str | None) -> TargetTransform:
+    """The transform of a name that ``choose_transforms`` has passed."""
+    return IDENTITY if name is None else TRANSFORMS[name]

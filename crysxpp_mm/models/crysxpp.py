@@ -1,0 +1,327 @@
+"""CrysXPP, the property predictor that starts from CrysAE's encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from typing import Any, Literal, Self
+
+import torch
+from monty.json import MSONable
+from torch import Tensor, nn
+
+from crysxpp_mm.elements import N_FEATURES
+from crysxpp_mm.errors import ModelFileError, SettingsError
+from crysxpp_mm.graph.arrays import CrystalGraphs
+from crysxpp_mm.graph.backend import Backend, Graph
+from crysxpp_mm.graph.batch import ATOM_FEATURES, atom_batches, check_graph, make_batch
+from crysxpp_mm.graph.converter import CrystalGraphConverter
+from crysxpp_mm.layers.gcn import PlainGraphConv
+from crysxpp_mm.models.crysae import CrysAE
+from crysxpp_mm.models.encoder import CrystalGraphEncoder
+from crysxpp_mm.models.pooling import MOMENTS, pool
+from crysxpp_mm.serialization import FORMAT_VERSION, check_keys, load_weights, weights_to_dict
+from crysxpp_mm.version import __version__
+
+EncoderKind = Literal["cgcnn", "gcn"]
+ENCODERS = ("cgcnn", "gcn")
+"""Encoders of Table 7."""
+LAYERS = ("last", "all")
+"""Which layers the readout may see."""
+
+
+class FeatureSelector(nn.Module):
+    """One weight a column of the node features, ``x' = zeta * x``; all start at 1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(N_FEATURES))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Weighted columns, shape ``(n_atoms, 92)``, of ``features`` of that shape."""
+        return features * self.weight
+
+
+class PlainGraphEncoder(CrystalGraphEncoder):
+    """The encoder with plain graph convolutions, which see no bond lengths (Table 7)."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.convolutions = nn.ModuleList(
+            PlainGraphConv(hidden_dim=self.hidden_dim) for _ in range(self.n_convs)
+        )
+
+
+class Readout(nn.Module):
+    """From pooled embeddings to the targets, ``P = MLP(Z_G)`` (Eq. 9).
+
+    The pooled columns differ in size by orders of magnitude, so they are first brought to a mean
+    of 0 and a standard deviation of 1; ``calibrate`` measures both once, on training crystals.
+    """
+
+    input_mean: Tensor
+    input_scale: Tensor
+
+    def __init__(self, *, input_dim: int, readout_dim: int, n_targets: int) -> None:
+        super().__init__()
+        self.register_buffer("input_mean", torch.zeros(input_dim))
+        self.register_buffer("input_scale", torch.ones(input_dim))
+        self.hidden = nn.Linear(input_dim, readout_dim)
+        self.output = nn.Linear(readout_dim, n_targets)
+
+    @torch.no_grad()
+    def calibrate(self, columns: Tensor) -> None:
+        """Measure mean and standard deviation on ``columns``, shape ``(n_graphs, input_dim)``."""
+        self.input_mean.copy_(columns.mean(0))
+        scale = columns.std(0, correction=0)
+        # A column that hardly varies among the training crystals must not be blown up for others.
+        self.input_scale.copy_(torch.where(scale > 1e-3, scale, torch.ones_like(scale)))
+
+    def forward(self, columns: Tensor) -> Tensor:
+        """Targets, ``(n_graphs, n_targets)``, of ``columns``, ``(n_graphs, input_dim)``."""
+        scaled = (columns - self.input_mean) / self.input_scale
+        prediction: Tensor = self.output(nn.functional.softplus(self.hidden(scaled)))
+        return prediction
+
+
+class CrysXPP(nn.Module, MSONable):
+    """Predict properties of crystals (Das et al., npj Comput. Mater. 8, 43 (2022), Eqs. 8-9).
+
+    The feature selector weighs the columns of the node features, the encoder embeds every atom,
+    the embeddings are pooled and a small network maps them to the targets. The network is trained
+    on standardized targets; it carries the mean and the scale that ``predict`` undoes.
+
+    Args:
+        converter: The graph rule; the published cutoff and neighbours if None.
+        encoder: ``"cgcnn"``, the convolution of Eq. 1, or ``"gcn"``, a plain one (Table 7).
+        hidden_dim: Width of the node embeddings.
+        n_convs: Number of convolutions.
+        n_gaussians: Gaussians of a bond length.
+        element_channel: Whether every element has a learned vector beside its 92 columns.
+        selector: Whether there is a feature selector.
+        layers: What is pooled: ``"last"``, the last layer, as in Eq. 8, or ``"all"`` layers.
+        moments: What is taken over the atoms, of ``"mean"`` (Eq. 8), ``"std"`` and ``"max"``.
+        readout_dim: Width of the hidden layer of the readout.
+        n_targets: Number of outputs.
+        metadata: JSON-ready facts about the training, kept with the weights.
+
+    Raises:
+        SettingsError: an option has a value that makes no sense.
+    """
+
+    target_mean: Tensor
+    target_scale: Tensor
+
+    def __init__(
+        self,
+        *,
+        converter: CrystalGraphConverter | None = None,
+        encoder: EncoderKind = "cgcnn",
+        hidden_dim: int = 64,
+        n_convs: int = 3,
+        n_gaussians: int = 41,
+        element_channel: bool = False,
+        selector: bool = True,
+        layers: Literal["last", "all"] = "last",
+        moments: Sequence[str] = ("mean",),
+        readout_dim: int = 128,
+        n_targets: int = 1,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        if encoder not in ENCODERS:
+            raise SettingsError(f"encoder must be 'cgcnn' or 'gcn', got {encoder!r}.")
+        if layers not in LAYERS:
+            raise SettingsError(f"layers must be 'last' or 'all', got {layers!r}.")
+        unknown = [moment for moment in moments if moment not in MOMENTS]
+        if isinstance(moments, str) or unknown or not len(moments):
+            raise SettingsError(
+                f"moments must be a sequence of {', '.join(map(repr, MOMENTS))}, got {moments!r}."
+            )
+        for name, value in (("readout_dim", readout_dim), ("n_targets", n_targets)):
+            if value < 1:
+                raise SettingsError(f"{name} must be at least 1, got {value}.")
+        self._converter = converter or CrystalGraphConverter()
+        self.kind = encoder
+        self.layers = layers
+        self.moments = tuple(moments)
+        self.readout_dim = readout_dim
+        self.n_targets = n_targets
+        self.selector = FeatureSelector() if selector else None
+        make_encoder = CrystalGraphEncoder if encoder == "cgcnn" else PlainGraphEncoder
+        self.encoder = make_encoder(
+            hidden_dim=hidden_dim,
+            n_convs=n_convs,
+            cutoff=self._converter.cutoff,
+            n_gaussians=n_gaussians,
+            element_channel=element_channel,
+        )
+        n_layers = n_convs + 1 if layers == "all" else 1
+        self.readout = Readout(
+            input_dim=n_layers * len(self.moments) * hidden_dim,
+            readout_dim=readout_dim,
+            n_targets=n_targets,
+        )
+        self.register_buffer("target_mean", torch.zeros(n_targets, dtype=torch.float64))
+        self.register_buffer("target_scale", torch.ones(n_targets, dtype=torch.float64))
+        self.metadata: dict[str, Any] = dict(metadata or {})
+
+    @classmethod
+    def random(cls, *, seed: int = 0, **settings: Any) -> Self:
+        """An untrained model with the weights of ``seed``, in evaluation mode."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = cls(**settings)
+        return model.eval()
+
+    @classmethod
+    def from_autoencoder(cls, autoencoder: CrysAE, *, seed: int = 0, **settings: Any) -> Self:
+        """Start from a copy of the whole encoder of a CrysAE, its input layer included.
+
+        Args:
+            autoencoder: Where the encoder and the graph rule come from.
+            seed: Seed of the readout's weights.
+            settings: ``selector``, ``layers``, ``moments``, ``readout_dim``, ``n_targets`` and
+                ``metadata``, as the constructor takes them.
+        """
+        sizes = dict(autoencoder.encoder.settings)
+        del sizes["cutoff"]  # the converter's
+        model = cls.random(seed=seed, converter=autoencoder.converter, **sizes, **settings)
+        model.encoder = deepcopy(autoencoder.encoder).cpu().requires_grad_(True)
+        return model.eval()
+
+    @property
+    def converter(self) -> CrystalGraphConverter:
+        """The graph rule that the weights belong to."""
+        return self._converter
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Sizes and switches, as the constructor takes them."""
+        sizes = dict(self.encoder.settings)
+        del sizes["cutoff"]  # the converter's
+        return {
+            "encoder": self.kind,
+            **sizes,
+            "selector": self.selector is not None,
+            "layers": self.layers,
+            "moments": list(self.moments),
+            "readout_dim": self.readout_dim,
+            "n_targets": self.n_targets,
+        }
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.encoder.embedding.weight.device
+
+    def make_graph(
+        self,
+        graphs: CrystalGraphs,
+        *,
+        device: str | torch.device | None = None,
+        backend: Backend = "torch",
+    ) -> Graph:
+        """The batched graph that this model reads, on its device if none is named."""
+        return make_batch(
+            graphs,
+            device=device or self.device,
+            backend=backend,
+            element_fractions=self.encoder.element_channel,
+        )
+
+    def embed(self, graph: Graph) -> Tensor:
+        """Pooled node embeddings ``Z_G`` (Eq. 8) of the selected features.
+
+        Returns:
+            Shape ``(n_graphs, n_columns)``.
+
+        Raises:
+            GraphError: the graph lacks a field.
+        """
+        check_graph(graph, element_fractions=self.encoder.element_channel)
+        features = graph.ndata[ATOM_FEATURES]
+        if self.selector is not None:
+            graph.ndata[ATOM_FEATURES] = self.selector(features)
+        try:
+            layers = self.encoder(graph)
+        finally:
+            graph.ndata[ATOM_FEATURES] = features
+        return pool(graph, layers if self.layers == "all" else layers[-1:], self.moments)
+
+    def forward(self, graph: Graph) -> Tensor:
+        """The standardized targets of every crystal (for classes, their logits).
+
+        Args:
+            graph: Batched crystal graph with the fields of ``crysxpp_mm.graph.batch``.
+
+        Returns:
+            Shape ``(n_graphs, n_targets)``.
+
+        Raises:
+            GraphError: the graph lacks a field.
+        """
+        prediction: Tensor = self.readout(self.embed(graph))
+        return prediction
+
+    @torch.no_grad()
+    def predict(self, graphs: CrystalGraphs, *, batch_atoms: int = 4096) -> Tensor:
+        """The targets of many crystals, batch after batch.
+
+        Args:
+            graphs: Graphs of this model's converter.
+            batch_atoms: Sites that go through the network at once.
+
+        Returns:
+            Shape ``(n_graphs, n_targets)``, float64, on the CPU.
+
+        Raises:
+            SettingsError: the model is in training mode.
+        """
+        if self.training:
+            raise SettingsError("the model is in training mode; call eval() before predicting.")
+        rows = [
+            self(self.make_graph(graphs.select(chosen)))
+            for chosen in atom_batches(graphs.n_atoms, batch_atoms)
+        ]
+        if not rows:
+            return torch.empty(0, self.n_targets, dtype=torch.float64)
+        return (torch.cat(rows).double() * self.target_scale + self.target_mean).cpu()
+
+    def as_dict(self) -> dict[str, Any]:
+        """The whole model as a JSON-ready dictionary."""
+        return {
+            "@module": type(self).__module__,
+            "@class": type(self).__name__,
+            "@version": __version__,
+            "format_version": FORMAT_VERSION,
+            "converter": self.converter.as_dict(),
+            "settings": self.settings,
+            "metadata": self.metadata,
+            "weights": weights_to_dict(self),
+        }
+
+    @classmethod
+    def from_dict(cls, d: Mapping[str, Any]) -> Self:
+        """Rebuild a model from ``as_dict``, in evaluation mode.
+
+        Raises:
+            ModelFileError: keys or tensors are missing, unknown, damaged or of a later format.
+        """
+        check_keys(
+            d,
+            required={"converter", "settings", "weights"},
+            optional={"metadata", "format_version"},
+        )
+        try:
+            rule = {key: value for key, value in d["converter"].items() if key[:1] != "@"}
+            with torch.random.fork_rng(devices=[]):
+                model = cls(
+                    converter=CrystalGraphConverter(**rule),
+                    metadata=d.get("metadata"),
+                    **d["settings"],
+                )
+        except (TypeError, AttributeError, SettingsError) as error:
+            raise ModelFileError(f"the settings of the model make no sense: {error}") from error
+        load_weights(model, d["weights"])
+        return model.eval()

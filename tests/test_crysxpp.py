@@ -1,0 +1,386 @@
+"""Laws of the CrysXPP network and of its training."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import make_structures
+from monty.json import MontyDecoder, MontyEncoder
+from pymatgen.core import Lattice, Structure
+
+from crysxpp_mm.elements import PROPERTIES, feature_table
+from crysxpp_mm.errors import DataError, ModelFileError, SettingsError
+from crysxpp_mm.graph.batch import ATOM_FEATURES
+from crysxpp_mm.graph.converter import CrystalGraphConverter
+from crysxpp_mm.models.crysae import CrysAE
+from crysxpp_mm.models.crysxpp import CrysXPP, FeatureSelector
+from crysxpp_mm.training import finetune
+from crysxpp_mm.training.config import FineTuneConfig
+from crysxpp_mm.training.finetune import fine_tune, shrink_selector, training_batches
+
+converter = CrystalGraphConverter()
+MATERIALS = make_structures()  # never changed here
+SMALL = {"hidden_dim": 8, "readout_dim": 8}
+ALL_MOMENTS = {"layers": "all", "moments": ("mean", "std", "max")}
+
+
+def crystals(n=24, seed=0):
+    """Rock salts and CsCl structures of random elements and sizes; graphs and structures."""
+    rng = np.random.default_rng(seed)
+    cations, anions = ["Li", "Na", "K", "Mg", "Ca", "Al", "Ti"], ["F", "Cl", "O", "S", "N"]
+    structures = []
+    for _ in range(n):
+        cell = Lattice.cubic(rng.uniform(2.8, 4.0))
+        pair = [str(rng.choice(cations)), str(rng.choice(anions))]
+        structures.append(Structure(cell, pair, [[0, 0, 0], [0.5, 0.5, 0.5]]))
+    return structures
+
+
+def train(model, structures, y, config, **options):
+    """Fit on the first part, choose on the last quarter."""
+    rows = np.arange(len(structures))
+    cut = len(rows) * 3 // 4
+    settings = {"train": rows[:cut], "validation": rows[cut:], "pbar": False, **options}
+    return fine_tune(model, converter.convert_many(structures), y, config, **settings)
+
+
+@pytest.mark.parametrize("encoder", ["cgcnn", "gcn"])
+@pytest.mark.parametrize("readout", [{}, ALL_MOMENTS])
+def test_prediction_does_not_depend_on_the_choice_of_cell(perovskite, encoder, readout):
+    model = CrysXPP.random(encoder=encoder, **SMALL, **readout).double()
+    big = perovskite.copy()
+    big.make_supercell([[1, 1, 0], [0, 1, 0], [0, 0, 2]])
+    moved = perovskite.copy()
+    moved.translate_sites(range(5), [0.13, 0.4, 0.71])
+    shuffled = Structure.from_sites([moved[i] for i in (3, 0, 4, 2, 1)])
+
+    def value(structure):
+        graph = model.make_graph(converter.convert(structure))
+        graph.ndata = {name: data.double() for name, data in graph.ndata.items()}
+        graph.edata = {name: data.double() for name, data in graph.edata.items()}
+        return model(graph).item()
+
+    for other in (big, moved, shuffled):
+        assert value(other) == pytest.approx(value(perovskite), abs=1e-5)
+
+
+@pytest.mark.parametrize("readout", [{}, ALL_MOMENTS])
+def test_batch_equals_single(readout):
+    model = CrysXPP.random(n_targets=2, **SMALL, **readout)
+    graphs = converter.convert_many(MATERIALS)
+    singles = [model.predict(graphs.select([i])) for i in range(len(graphs))]
+    assert torch.allclose(model.predict(graphs), torch.cat(singles), atol=1e-5)
+    assert torch.allclose(model.predict(graphs, batch_atoms=3), torch.cat(singles), atol=1e-5)
+
+
+def test_no_crystals_are_no_rows():
+    empty = converter.convert_many([])
+    assert CrysXPP.random(n_targets=3, **SMALL).predict(empty).shape == (0, 3)
+
+
+def test_encoder_is_transferred_whole():
+    autoencoder = CrysAE.random(seed=3, hidden_dim=8, n_convs=2)
+    model = CrysXPP.from_autoencoder(autoencoder, layers="all")
+    graphs = converter.convert_many(MATERIALS)
+    ours = model.encoder(model.make_graph(graphs))
+    theirs = autoencoder.node_embeddings(graphs)
+    assert len(ours) == 3
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+    with torch.no_grad():
+        model.encoder.embedding.weight.zero_()
+    assert autoencoder.encoder.embedding.weight.abs().sum() > 0  # a copy
+
+
+def test_selector_multiplies_columns_and_leaves_the_graph_alone(perovskite):
+    model = CrysXPP.random(**SMALL)
+    graph = model.make_graph(converter.convert(perovskite))
+    before = graph.ndata[ATOM_FEATURES].clone()
+    with torch.no_grad():
+        model.selector.weight.mul_(2)
+    doubled = model(graph)
+    assert torch.equal(graph.ndata[ATOM_FEATURES], before)
+    plain = CrysXPP.random(selector=False, **SMALL)
+    graph.ndata[ATOM_FEATURES] = 2 * before
+    assert torch.equal(plain(graph), doubled)
+
+
+def test_std_of_equal_atoms_has_a_gradient(copper):
+    model = CrysXPP.random(**SMALL, **ALL_MOMENTS)
+    model(model.make_graph(converter.convert(copper))).sum().backward()
+    assert torch.isfinite(model.selector.weight.grad).all()
+
+
+@pytest.mark.parametrize("options", [{}, {"encoder": "gcn"}, {"selector": False}, ALL_MOMENTS])
+def test_round_trip_is_exact(options):
+    model = CrysXPP.random(seed=5, n_targets=2, element_channel=True, **SMALL, **options)
+    model.target_mean.copy_(torch.tensor([1 / 3, -7e5]))
+    text = json.dumps({"model": model}, cls=MontyEncoder)
+    again = json.loads(text, cls=MontyDecoder)["model"]
+    graphs = converter.convert_many(MATERIALS)
+    assert torch.equal(model.predict(graphs), again.predict(graphs))
+    assert again.settings == model.settings
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d.update(extra=1), "unknown keys: extra"),
+        (lambda d: d.pop("converter"), "lacks converter"),
+        (lambda d: d["settings"].update(hidden_dim=9), "needs"),
+        (lambda d: d["settings"].update(encoder="mlp"), "make no sense"),
+        (lambda d: d["weights"].update(sha256="0"), "do not match their sha256"),
+    ],
+)
+def test_damaged_documents_are_refused(change, message):
+    document = CrysXPP.random(**SMALL).as_dict()
+    change(document)
+    with pytest.raises(ModelFileError, match=message):
+        CrysXPP.from_dict(document)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"encoder": "mlp"}, "encoder must be"),
+        ({"layers": "first"}, "layers must be"),
+        ({"moments": "mean"}, "moments must be"),
+        ({"moments": ()}, "moments must be"),
+        ({"moments": ("mode",)}, "moments must be"),
+        ({"readout_dim": 0}, "readout_dim must be"),
+        ({"n_targets": 0}, "n_targets must be"),
+        ({"hidden_dim": 0}, "hidden_dim must be"),
+    ],
+)
+def test_senseless_settings_are_named(options, message):
+    with pytest.raises(SettingsError, match=message):
+        CrysXPP(**options)
+
+
+def test_training_mode_is_refused(perovskite):
+    with pytest.raises(SettingsError, match="call eval"):
+        CrysXPP(**SMALL).predict(converter.convert(perovskite))
+
+
+# Training.
+
+
+def quick(**changes):
+    """Few epochs on few labels."""
+    return FineTuneConfig(**{"max_epochs": 4, "min_steps": 0, "batch_size": 6, **changes})
+
+
+def weights(model):
+    return torch.cat([value.double().flatten() for value in model.state_dict().values()])
+
+
+def test_equal_seeds_give_equal_weights_and_leave_the_users_seed_alone():
+    structures, y = crystals(), np.random.default_rng(0).normal(size=(24, 1))
+    torch.manual_seed(7)
+    expected = torch.rand(1)
+    results = []
+    for _ in range(2):
+        torch.manual_seed(7)
+        model = CrysXPP.random(seed=1, **SMALL)
+        train(model, structures, y, quick(seed=1))
+        results.append(weights(model))
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(torch.rand(1), expected)
+    other = CrysXPP.random(seed=1, **SMALL)
+    train(other, structures, y, quick(seed=2))
+    assert not torch.equal(weights(other), results[0])
+
+
+def test_resumed_training_equals_uninterrupted(tmp_path, monkeypatch):
+    structures, y = crystals(), np.random.default_rng(0).normal(size=(24, 1))
+    whole = CrysXPP.random(**SMALL)
+    expected = train(whole, structures, y, quick(frozen_epochs=1))
+
+    class KilledError(Exception):
+        pass
+
+    save = finetune.SaveCheckpoint.on_train_epoch_end
+
+    def save_then_die(self, trainer, module):
+        save(self, trainer, module)
+        if trainer.current_epoch == 1:
+            raise KilledError
+
+    options = {"checkpoint_dir": tmp_path, "run_id": "a"}
+    monkeypatch.setattr(finetune.SaveCheckpoint, "on_train_epoch_end", save_then_die)
+    with pytest.raises(KilledError):
+        train(CrysXPP.random(**SMALL), structures, y, quick(frozen_epochs=1), **options)
+    monkeypatch.undo()
+    resumed = CrysXPP.random(**SMALL)
+    curve = train(resumed, structures, y, quick(frozen_epochs=1), **options)
+    assert torch.equal(weights(resumed), weights(whole))
+    pd.testing.assert_frame_equal(curve, expected)
+    assert {"curves.csv", "curves.png", "last.ckpt", "model.json.gz"} <= {
+        path.name for path in tmp_path.iterdir()
+    }
+
+    finished = CrysXPP.random(**SMALL)  # read back, not trained again
+    monkeypatch.setattr(finetune.lightning, "Trainer", None)
+    again = train(finished, structures, y, quick(frozen_epochs=1), **options)
+    assert torch.equal(weights(finished), weights(whole))
+    pd.testing.assert_frame_equal(again, expected)
+
+
+def test_folder_of_another_run_is_refused(tmp_path):
+    structures, y = crystals(8), np.zeros((8, 1))
+    options = {"checkpoint_dir": tmp_path / "run", "run_id": "a"}
+    train(CrysXPP.random(**SMALL), structures, y, quick(max_epochs=1), **options)
+    with pytest.raises(SettingsError, match="holds another run"):
+        train(CrysXPP.random(**SMALL), structures, y, quick(), **{**options, "run_id": "b"})
+
+
+def test_best_weights_are_kept_and_training_stops_early():
+    structures, y = crystals(), np.random.default_rng(0).normal(size=(24, 1))
+    model = CrysXPP.random(**SMALL)
+    curve = train(model, structures, y, quick(max_epochs=30, patience=3, learning_rate=0.05))
+    assert len(curve) < 30
+    held_out = converter.convert_many(structures[18:])
+    loss = (model.predict(held_out) - torch.from_numpy(y[18:])).abs().mean().item()
+    assert loss == pytest.approx(curve["val_loss"].min(), rel=1e-5)
+
+
+def test_frozen_epochs_leave_encoder_and_selector_alone():
+    structures, y = crystals(), np.random.default_rng(0).normal(size=(24, 1))
+    model = CrysXPP.random(**SMALL)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    train(model, structures, y, quick(max_epochs=2, frozen_epochs=2))
+    for name, value in model.state_dict().items():
+        same = torch.equal(value, before[name])
+        assert same != name.startswith("readout"), name
+
+
+def test_encoder_rate_of_zero_keeps_its_weights():
+    structures, y = crystals(), np.random.default_rng(0).normal(size=(24, 1))
+    model = CrysXPP.random(**SMALL)
+    before = [parameter.clone() for parameter in model.encoder.parameters()]
+    train(model, structures, y, quick(encoder_rate=0.0, sparsity=0.0))
+    after = list(model.encoder.parameters())
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    assert not torch.equal(model.selector.weight, torch.ones(92))
+
+
+def test_unknown_labels_do_not_matter():
+    structures, rng = crystals(), np.random.default_rng(0)
+    y = rng.normal(size=(24, 2))
+    y[rng.random((24, 2)) < 0.4] = np.nan
+    y[0] = [0.0, np.nan]
+    model = CrysXPP.random(n_targets=2, **SMALL)
+    curve = train(model, structures, y, quick())
+    assert np.isfinite(curve).all().all()
+    assert torch.isfinite(weights(model)).all()
+
+
+def test_classes_are_learned():
+    structures = crystals(32)
+    labels = np.array([int("O" in s.symbol_set) for s in structures])
+    model = CrysXPP.random(n_targets=2, **SMALL)
+    config = quick(max_epochs=15, learning_rate=0.02)
+    train(model, structures, labels, config, task="classification", class_weights=[1.0, 2.0])
+    found = model.predict(converter.convert_many(structures)).argmax(1).numpy()
+    assert (found == labels).mean() > 0.9
+
+
+def test_few_rows_are_passed_over_several_times():
+    rows = np.arange(10)
+    batches = training_batches(rows, FineTuneConfig(max_epochs=10, min_steps=100), epoch=0)
+    assert len(batches) == 10
+    assert np.array_equal(np.sort(np.concatenate(batches[:5])), rows)
+    other = training_batches(rows, FineTuneConfig(max_epochs=10, min_steps=100), epoch=1)
+    assert any(not np.array_equal(a, b) for a, b in zip(batches, other, strict=True))
+
+
+def test_proximal_step_makes_exact_zeros():
+    selector = FeatureSelector()
+    with torch.no_grad():
+        selector.weight[:3] = torch.tensor([0.5, 0.001, -0.5])
+    state = {
+        selector.weight: {"exp_avg_sq": torch.full((92,), 1e-4) * 0.1, "step": torch.tensor(1.0)}
+    }
+    group = {"lr": 0.01, "betas": (0.9, 0.9)}
+    shrink_selector(selector, state, group, sparsity=0.01)
+    step = 0.01 * 0.01 / np.hypot(0.01, 0.01)  # rate * lambda / sqrt(v^2 + lambda^2)
+    expected = torch.tensor([0.5 - step, 0.0, -0.5 + step], dtype=torch.float32)
+    assert torch.allclose(selector.weight[:3], expected)
+    assert selector.weight[1] == 0
+    shrink_selector(FeatureSelector(), {}, group, sparsity=0.01)  # frozen: no state yet
+
+
+def test_selector_finds_the_two_properties_that_matter():
+    rng = np.random.default_rng(0)
+    numbers = rng.integers(1, 84, size=(200, 2))
+    cell = Lattice.cubic(3.5)
+    structures = [Structure(cell, list(pair), [[0, 0, 0], [0.5] * 3]) for pair in numbers]
+    graphs = converter.convert_many(structures)
+    # Period (columns 19-25) and electronegativity (26-35) decide, nothing else does.
+    slopes = np.zeros(92)
+    slopes[19:36] = rng.normal(size=17)
+    y = (feature_table()[numbers] @ slopes).sum(axis=1)
+    y = ((y - y.mean()) / y.std())[:, None]
+    model = CrysXPP.random(n_convs=1, **SMALL)
+    config = quick(max_epochs=40, learning_rate=0.02, sparsity=0.05, batch_size=20)
+    rows = np.arange(200)
+    fine_tune(model, graphs, y, config, train=rows, validation=rows[:0], pbar=False)
+    weight = model.selector.weight.detach().abs().numpy()
+    shares = {item.name: weight[item.start : item.stop].sum() / weight.sum() for item in PROPERTIES}
+    best = sorted(shares, key=shares.get)[-2:]
+    assert set(best) == {"period", "electronegativity"}, shares
+    assert shares["period"] + shares["electronegativity"] > 0.8, shares
+    assert (weight == 0).sum() > 60
+
+
+def test_loss_that_is_not_finite_stops():
+    structures, y = crystals(8), np.full((8, 1), 1e38)
+    with pytest.raises(FloatingPointError, match="lower learning_rate"):
+        train(CrysXPP.random(**SMALL), structures, y, quick(loss="mse"))
+
+
+def test_rows_in_both_sets_and_no_rows_are_refused():
+    structures, y = crystals(8), np.zeros((8, 1))
+    rows = np.arange(8)
+    with pytest.raises(DataError, match="in the training and in the validation set"):
+        train(CrysXPP.random(**SMALL), structures, y, quick(), train=rows)
+    with pytest.raises(DataError, match="no crystals to learn from"):
+        train(CrysXPP.random(**SMALL), structures, y, quick(), train=rows[:0])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"max_epochs": 0},
+        {"max_epochs": 2.5},
+        {"max_epochs": True},
+        {"batch_size": 0},
+        {"patience": 0},
+        {"min_steps": -1},
+        {"frozen_epochs": -1},
+        {"seed": -1},
+        {"learning_rate": 0.0},
+        {"learning_rate": float("inf")},
+        {"learning_rate": "fast"},
+        {"gradient_clip": -1.0},
+        {"encoder_rate": -0.1},
+        {"weight_decay": float("nan")},
+        {"sparsity": -1},
+        {"sparsity": True},
+        {"validation_fraction": 1.0},
+        {"validation_fraction": -0.1},
+        {"loss": "huber"},
+    ],
+)
+def test_senseless_training_settings_are_named(changes):
+    (name,) = changes
+    with pytest.raises(SettingsError, match=f"^{name} must"):
+        FineTuneConfig(**changes)
+
+
+def test_training_settings_survive_json():
+    config = FineTuneConfig(max_epochs=3, loss="mse")
+    assert json.loads(json.dumps(config, cls=MontyEncoder), cls=MontyDecoder) == config
