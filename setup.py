@@ -52,7 +52,6 @@ setup(
         "numpy>=1.26",
         "pandas>=2.1",
         "pymatgen>=2024.8",
-        "pyyaml>=6.0",
         "safetensors>=0.4.3",
         "scikit-learn>=1.6",
         "torch>=2.2",
