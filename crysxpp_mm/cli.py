@@ -3,6 +3,8 @@
 What a command needs is imported when it runs, so that the help is there at once.
 """
 
+# ruff: noqa: D301 - a backspace, not its escape, keeps the lines of an example apart in the help
+
 from __future__ import annotations
 
 import errno
@@ -12,9 +14,12 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from gzip import GzipFile
+from io import TextIOWrapper
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, TextIO
 
 import typer
 from typer.core import TyperGroup
@@ -147,7 +152,7 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder to write into.")] = Path("crysxpp-demo"),
     model: Model = None,
 ) -> None:
-    r"""Featurize and map the crystals in pymatgen.
+    """Featurize and map the crystals in pymatgen.
 
     They are its AFLOW prototypes; no network and no other data are needed. Takes seconds.
 
@@ -181,7 +186,7 @@ def featurize(
     ] = False,
     data_home: DataHome = None,
 ) -> None:
-    r"""Make learned columns from structures.
+    """Make learned columns from structures.
 
     \b
     Examples:
@@ -189,14 +194,15 @@ def featurize(
       crysxpp featurize table.csv --column cif --out columns.csv.gz --ignore-errors
       crysxpp featurize elastic_tensor_2015 --data-home matminer_data --out columns.csv
     """
+    _check_output(out)
     from tqdm.auto import tqdm
 
     from crysxpp_mm.data.sources import open_structures
-    from crysxpp_mm.featurizers import CrysAEFeaturizer
 
-    _check_output(out)
     found, column = _find(source, column, data_home)
     entries = open_structures(found, column=column)
+    from crysxpp_mm.featurizers import CrysAEFeaturizer
+
     featurizer = CrysAEFeaturizer(model=model) if model else CrysAEFeaturizer()
     labels = featurizer.feature_labels()
     start = time.perf_counter()
@@ -248,7 +254,7 @@ def graphs(
     ] = False,
     data_home: DataHome = None,
 ) -> None:
-    r"""Convert structures to a file of graphs.
+    """Convert structures to a file of graphs.
 
     A data set is converted once and can then be trained on often (crysxpp pretrain).
 
@@ -298,7 +304,7 @@ def pretrain(
     ] = False,
     data_home: DataHome = None,
 ) -> None:
-    r"""Pretrain CrysAE on structures.
+    """Pretrain CrysAE on structures.
 
     No labels are used. The same command goes on with an interrupted run.
 
@@ -341,7 +347,7 @@ def pretrain(
         raise
     results = model.metadata["results"]
     typer.echo(
-        f"\n{results['epochs']} epochs, the best loss {results['best_loss']:.4g} in epoch "
+        f"\n{results['epochs']} epochs done, the best loss {results['best_loss']:.4g} in epoch "
         f"{results['best_epoch'] + 1}."
     )
     if "reconstruction" in results:
@@ -358,7 +364,7 @@ def pretrain(
 
 @app.command()
 def models() -> None:
-    r"""List the models that come with the package.
+    """List the models that come with the package.
 
     \b
     Example:
@@ -375,7 +381,7 @@ def speed(
     out: BenchmarkOut = Path("benchmark-results"),
     model: Model = None,
 ) -> None:
-    r"""Measure how fast everything is.
+    """Measure how fast everything is.
 
     Columns, graphs, epochs and memory, beside matminer and pymatgen; about five minutes.
 
@@ -392,7 +398,7 @@ def speed(
 
 @benchmarks.command()
 def columns(data: BenchmarkData = None, out: BenchmarkOut = Path("benchmark-results")) -> None:
-    r"""Measure what can be learned from the columns.
+    """Measure what can be learned from the columns.
 
     Simple models on them, beside random weights and matminer's Magpie features.
 
@@ -499,18 +505,28 @@ def _write_table(table: pd.DataFrame, out: Path) -> None:
 
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_name(f".{out.name}.{os.getpid()}")
-    packing: Any = {"method": "gzip", "mtime": 0} if out.name.endswith(".gz") else None
     counted = table.index.equals(pd.RangeIndex(len(table)))
     try:
-        if ".csv" in out.suffixes[-2:]:
-            _plain(table, json.dumps).to_csv(temporary, index=not counted, compression=packing)
-        else:
-            _plain(table, lambda cell: cell).to_json(
-                temporary, orient="split", double_precision=15, compression=packing
-            )
+        with temporary.open("wb") as raw, _text(raw, packed=out.name.endswith(".gz")) as file:
+            if ".csv" in out.suffixes[-2:]:
+                plain = _plain(table, json.dumps)
+                plain.to_csv(file, index=not counted, lineterminator="\n")
+            else:
+                plain = _plain(table, lambda cell: cell)
+                plain.to_json(file, orient="split", double_precision=15)
         temporary.replace(out)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _text(raw: BinaryIO, *, packed: bool) -> Iterator[TextIO]:
+    """A text file on a binary one; packed, it keeps no name and no time: same rows, same bytes."""
+    with ExitStack() as stack:
+        binary: Any = raw
+        if packed:
+            binary = stack.enter_context(GzipFile(filename="", mode="wb", fileobj=raw, mtime=0))
+        yield stack.enter_context(TextIOWrapper(binary, encoding="utf-8", newline=""))
 
 
 def _plain(table: pd.DataFrame, nested: Callable[[Any], Any]) -> pd.DataFrame:

@@ -143,6 +143,8 @@ def run_demo(
     folder = Path(out)
     if folder.exists() and not folder.is_dir():
         raise DataError(f"{folder} is a file; give a folder to write into.")
+    featurizer = CrysAEFeaturizer(model=model) if model else CrysAEFeaturizer()
+    columns = featurizer.feature_labels()  # finds out first whether there is such a model
     crystals = prototype_crystals()
     crystals = crystals if limit is None else crystals.head(limit)
     say(
@@ -150,11 +152,9 @@ def run_demo(
         f"{crystals['n_sites'].min()} to {crystals['n_sites'].max()} atoms a cell."
     )
 
-    featurizer = CrysAEFeaturizer(model=model) if model else CrysAEFeaturizer()
     start = time.perf_counter()
     table = featurizer.featurize_dataframe(crystals, STRUCTURE, pbar=pbar)
     seconds = time.perf_counter() - start
-    columns = featurizer.feature_labels()
     matrix = table[columns].to_numpy()
     say(f"{len(columns)} columns each ({columns[0]!r} ... {columns[-1]!r}) in {seconds:.1f} s.")
 
