@@ -113,7 +113,7 @@ def test_training_lowers_the_loss_and_leaves_a_record(tmp_path):
     assert record["config"]["seed"] == 3
     assert record["data_hash"] == "0" * 64
     assert {"version", "n_train", "n_validation"} <= set(record)
-    assert 0 <= record["results"]["reconstruction"]["bond_length_mae"]
+    assert record["results"]["reconstruction"]["bond_length_mae"] >= 0
     assert not model.training
     assert torch.equal(weights(load_model(tmp_path / "model.json.gz")), weights(model))
 
@@ -152,6 +152,15 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_weights(tmp_path):
     assert torch.equal(weights(resumed), weights(whole))
     curves = [pd.read_csv(tmp_path / name / "curves.csv") for name in ("whole", "cut")]
     pd.testing.assert_frame_equal(*curves)
+
+
+def test_time_ends_a_run_that_then_goes_on(tmp_path):
+    run(tmp_path / "cut", max_minutes=1e-9)
+    assert json.loads((tmp_path / "cut" / "run.json").read_text())["results"]["epochs"] == 1
+    whole, resumed = run(tmp_path / "whole"), run(tmp_path / "cut")
+    assert torch.equal(weights(resumed), weights(whole))
+    with pytest.raises(SettingsError, match="max_minutes must be positive"):
+        run(tmp_path / "none", max_minutes=0)
 
 
 def test_a_plateau_ends_the_run(tmp_path):

@@ -187,6 +187,20 @@ class SaveCheckpoint(Checkpoint):
         temporary.replace(self.out / CHECKPOINT)
 
 
+class StopByTime(Callback):
+    """End the run at the end of an epoch, once so many seconds have passed since it started."""
+
+    def __init__(self, seconds: float) -> None:
+        self.end = time.monotonic() + seconds
+
+    def on_train_epoch_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    ) -> None:
+        """Ask the trainer to stop, if it is time."""
+        if time.monotonic() >= self.end:
+            trainer.should_stop = True
+
+
 def split_crystals(
     n_crystals: int, config: PretrainConfig
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -207,6 +221,7 @@ def pretrain(
     accelerator: str = "cpu",
     devices: int | str = 1,
     num_workers: int = 0,
+    max_minutes: float | None = None,
     pbar: bool = True,
 ) -> CrysAE:
     """Pretrain a CrysAE, or go on with an interrupted run in the same folder.
@@ -225,6 +240,8 @@ def pretrain(
         accelerator: As Lightning's Trainer takes it.
         devices: As Lightning's Trainer takes it.
         num_workers: Processes that prepare batches.
+        max_minutes: End after the first epoch that this call finishes later than so, with the best
+            weights so far; the same call goes on from there.
         pbar: Whether to show a progress bar with the loss terms.
 
     Returns:
@@ -232,9 +249,12 @@ def pretrain(
 
     Raises:
         DataError: fewer than two crystals are left to train on.
-        SettingsError: the folder holds a run with other settings or other data.
+        SettingsError: the folder holds a run with other settings or other data, or
+            ``max_minutes`` is not positive.
         FloatingPointError: the loss is no longer finite.
     """
+    if max_minutes is not None and not max_minutes > 0:
+        raise SettingsError(f"max_minutes must be positive, got {max_minutes}.")
     folder = Path(out)
     train, validation = split_crystals(len(graphs), config)
     if len(train) < 2:
@@ -265,6 +285,8 @@ def pretrain(
         ),
         SaveCheckpoint(folder),
     ]
+    if max_minutes is not None:
+        callbacks.append(StopByTime(60 * max_minutes))
     if pbar:
         callbacks.append(TQDMProgressBar())
     started = time.monotonic()
