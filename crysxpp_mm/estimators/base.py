@@ -94,8 +94,8 @@ class CrysXPPEstimator(BaseEstimator, MSONable):  # type: ignore[misc]
         """Which rows have a label, and the labels in a form that ``_problem`` takes."""
 
     @abstractmethod
-    def _problem(self, labels: Any, rows: NDArray[np.int64]) -> Problem:
-        """What to learn of the rows; sets what the labels mean."""
+    def _problem(self, labels: Any) -> Problem:
+        """What to learn; sets what the labels mean."""
 
     @abstractmethod
     def _strata(self, problem: Problem) -> NDArray[np.int64] | None:
@@ -193,19 +193,26 @@ class CrysXPPEstimator(BaseEstimator, MSONable):  # type: ignore[misc]
         crystals = read_crystals(X, template.converter)
         if not ignore_errors:
             crystals.refuse_errors()
+        extra = None
+        if validation is not None:
+            if groups is not None:
+                raise SettingsError("give groups or validation, not both.")
+            extra = self._read_validation(validation, template.converter)
         self._ignore_bad_labels = ignore_errors
         self._label_errors: dict[int, str] = {}
         known, labels = self._read_labels(y, crystals)
         used, left_out = self._choose_rows(crystals, known)
         graphs = crystals.graphs.select(np.flatnonzero(np.isin(crystals.rows, used)))
-        given: NDArray[np.int64] | None = None
-        if validation is not None:
-            graphs, labels, used, given = self._add_validation(
-                graphs, labels, used, validation, template.converter
-            )
-        problem = self._problem(labels, used)
-        n_train = len(used) if given is None else len(used) - len(given)
-        group_codes = None if groups is None else _group_codes(groups, crystals, used[:n_train])
+        n_train, given = len(used), None
+        labels = labels[used]
+        if extra is not None:
+            graphs = CrystalGraphs.concatenate([graphs, extra[0]])
+            if labels.shape[1:] != extra[1].shape[1:]:
+                raise DataError("the labels of validation have other columns than y.")
+            labels = np.concatenate([labels, extra[1]])
+            given = np.arange(n_train, len(labels))
+        problem = self._problem(labels)
+        group_codes = None if groups is None else _group_codes(groups, crystals, used)
 
         self.left_out_ = left_out
         self.n_train_ = n_train
@@ -316,30 +323,19 @@ class CrysXPPEstimator(BaseEstimator, MSONable):  # type: ignore[misc]
             )
         return used, table
 
-    def _add_validation(
-        self,
-        graphs: CrystalGraphs,
-        labels: Any,
-        used: NDArray[np.int64],
-        validation: tuple[Any, Any],
-        converter: CrystalGraphConverter,
-    ) -> tuple[CrystalGraphs, Any, NDArray[np.int64], NDArray[np.int64]]:
-        """Append given validation rows to the training rows."""
+    def _read_validation(
+        self, validation: tuple[Any, Any], converter: CrystalGraphConverter
+    ) -> tuple[CrystalGraphs, NDArray[Any]]:
+        """Graphs and labels of those validation rows that have a label."""
         if not isinstance(validation, tuple) or len(validation) != 2:
             raise SettingsError("validation must be a tuple of crystals and labels.")
         crystals = read_crystals(validation[0], converter)
         crystals.refuse_errors()
-        known, more = self._read_labels(validation[1], crystals)
-        chosen = np.flatnonzero(known)
-        if not len(chosen):
+        self._ignore_bad_labels = False
+        known, labels = self._read_labels(validation[1], crystals)
+        if not known.any():
             raise DataError("no row of validation has a label.")
-        try:
-            labels = np.concatenate([labels, more])
-        except ValueError as error:
-            raise DataError("the labels of validation have other columns than y.") from error
-        given = np.arange(len(used), len(used) + len(chosen))
-        joined = CrystalGraphs.concatenate([graphs, crystals.graphs.select(chosen)])
-        return joined, labels, np.concatenate([used, len(labels) - len(more) + chosen]), given
+        return crystals.graphs.select(np.flatnonzero(known)), labels[known]
 
     # Settings.
 

@@ -221,15 +221,14 @@ class CrysXPPClassifier(ClassifierMixin, CrysXPPEstimator):  # type: ignore[misc
                 raise SettingsError(f"target_names must hold one name, got {given!r}.")
         return known, plain
 
-    def _problem(self, labels: Any, rows: NDArray[np.int64]) -> Problem:
-        chosen = labels[rows]
-        kinds = {type(value).__name__ for value in chosen}
+    def _problem(self, labels: Any) -> Problem:
+        kinds = {type(value).__name__ for value in labels}
         if len(kinds) > 1:
             raise DataError(f"y mixes labels of the kinds {', '.join(sorted(kinds))}.")
-        self.classes_, codes = np.unique(np.array(list(chosen)), return_inverse=True)
+        self.classes_, codes = np.unique(np.array(list(labels)), return_inverse=True)
         if len(self.classes_) < 2:
             raise DataError(
-                f"all labels are {self.classes_[0]!r}; a classifier needs at least two classes."
+                f"all labels are {self.classes_.tolist()[0]!r}; a classifier needs at least two classes."
             )
         weights = None
         if self.class_weight == "balanced":

@@ -153,7 +153,7 @@ def read_labels(y: object, crystals: Crystals) -> Labels:
             raise DataError(f"y is no table of numbers: {error}") from error
         if array.ndim not in (1, 2):
             raise DataError(f"y must have one or two dimensions, got {array.ndim}.")
-        table = array.reshape(len(array), -1)
+        table = array[:, None] if array.ndim == 1 else array
         columns = [pd.Series(table[:, i]) for i in range(table.shape[1])]
     if not columns:
         raise DataError("y has no columns.")

@@ -236,11 +236,10 @@ class CrysXPPRegressor(RegressorMixin, CrysXPPEstimator):  # type: ignore[misc]
         self.units_ = self._unit_list(names)
         return np.asarray(~np.isnan(values).all(axis=1)), values
 
-    def _problem(self, labels: NDArray[np.float64], rows: NDArray[np.int64]) -> Problem:
-        values = labels[rows]
-        targets = np.empty_like(values)
+    def _problem(self, labels: NDArray[np.float64]) -> Problem:
+        targets = np.empty_like(labels)
         for target, kind in enumerate(self._transforms):
-            column = values[:, target]
+            column = labels[:, target]
             if np.isnan(column).all():
                 raise DataError(f"the target {self.target_names_[target]!r} has no label at all.")
             targets[:, target] = get_transform(kind).forward(column)

@@ -1,0 +1,774 @@
+"""The estimators: scikit-learn's contract, labels of every kind, and models as files."""
+
+from __future__ import annotations
+
+import gzip
+import inspect
+import json
+import warnings
+from dataclasses import fields
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import make_bad_inputs
+from matminer.featurizers.base import BaseFeaturizer, StackedFeaturizer
+from monty.json import jsanitize
+from monty.serialization import dumpfn, loadfn
+from pymatgen.core import Lattice, Structure
+from sklearn.base import clone, is_classifier, is_regressor
+from sklearn.exceptions import NotFittedError
+from sklearn.model_selection import GridSearchCV, GroupKFold, cross_val_predict, cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer
+from sklearn.utils.validation import check_is_fitted
+
+import crysxpp_mm
+from crysxpp_mm import datasets
+from crysxpp_mm.data.store import build_store
+from crysxpp_mm.errors import (
+    CrysXPPError,
+    DataError,
+    ModelFileError,
+    SettingsError,
+    StructureError,
+    StructureTypeError,
+    UnknownModelError,
+)
+from crysxpp_mm.estimators import CrysXPPClassifier, CrysXPPRegressor
+from crysxpp_mm.estimators.base import split_rows
+from crysxpp_mm.featurizers import CrysAEFeaturizer
+from crysxpp_mm.graph.converter import CrystalGraphConverter
+from crysxpp_mm.model_zoo import load_model
+from crysxpp_mm.models.crysae import CrysAE
+from crysxpp_mm.training.config import FineTuneConfig
+
+TINY = CrysAE.random(seed=1, hidden_dim=4, n_convs=1)
+FAST = {"pretrained": TINY, "readout_dim": 4, "max_epochs": 1, "min_steps": 0, "pbar": False}
+
+
+def make_salts(n=16):
+    """Rock-salt-like crystals that differ in elements and size."""
+    pairs = [("Li", "F"), ("Na", "Cl"), ("K", "Br"), ("Mg", "O"), ("Ca", "S"), ("Ti", "N")]
+    return [
+        Structure(Lattice.cubic(2.7 + 0.05 * i), list(pairs[i % 6]), [[0, 0, 0], [0.5] * 3])
+        for i in range(n)
+    ]
+
+
+SALTS = make_salts()  # never changed here
+Y = np.linspace(1.0, 4.0, 16)
+Y.setflags(write=False)
+CLASSES = ["metal", "non-metal"] * 8
+
+
+def regressor(**changes):
+    return CrysXPPRegressor(**{**FAST, **changes})
+
+
+def classifier(**changes):
+    return CrysXPPClassifier(**{**FAST, **changes})
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    """A regressor with an ensemble; not to be changed."""
+    return regressor(n_members=2, units="GPa", transform="log10", target_names=["K"]).fit(SALTS, Y)
+
+
+@pytest.fixture(scope="module")
+def fitted_classifier():
+    return classifier().fit(SALTS, CLASSES)
+
+
+# Containers.
+
+
+@pytest.mark.parametrize(
+    "container",
+    [
+        list,
+        tuple,
+        lambda s: [[item] for item in s],
+        lambda s: [item.as_dict() for item in s],
+        lambda s: [CrystalGraphConverter().convert(item) for item in s],
+        lambda s: CrystalGraphConverter().convert_many(s),
+        lambda s: _object_array(s),
+        lambda s: _object_array(s)[:, None],
+    ],
+)
+def test_containers_of_crystals(fitted, container):
+    found = fitted.predict(container(SALTS))
+    assert isinstance(found, np.ndarray)
+    assert found.shape == (16,)
+    assert np.array_equal(found, fitted.predict(SALTS))
+
+
+def _object_array(items):
+    array = np.empty(len(items), dtype=object)
+    array[:] = items
+    return array
+
+
+def test_pandas_in_pandas_out(fitted, fitted_classifier):
+    index = [f"mp-{i}" for i in range(16)]
+    series = pd.Series(SALTS, index=index, name="structure")
+    found = fitted.predict(series)
+    assert isinstance(found, pd.Series)
+    assert found.name == "K"
+    assert list(found.index) == index
+    pd.testing.assert_series_equal(found, fitted.predict(series.to_frame()))
+    values, spread = fitted.predict(series, return_std=True)
+    assert values.name == spread.name == "K"
+    assert list(spread.index) == index
+    classes = fitted_classifier.predict(series)
+    assert list(classes.index) == index
+    probabilities = fitted_classifier.predict_proba(series)
+    assert list(probabilities.columns) == ["metal", "non-metal"]
+    assert list(probabilities.index) == index
+
+
+def test_graph_store(fitted, tmp_path):
+    store = build_store(SALTS, tmp_path / "salts.graphs", pbar=False)
+    assert np.array_equal(fitted.predict(store), fitted.predict(SALTS))
+    other = CrystalGraphConverter(max_neighbors=6)
+    store = build_store(SALTS, tmp_path / "other.graphs", converter=other, pbar=False)
+    with pytest.raises(DataError, match="store was built by"):
+        fitted.predict(store)
+
+
+def test_shape_of_predictions_follows_y():
+    targets = np.stack([Y, Y**2], axis=1)
+    assert regressor().fit(SALTS, targets).predict(SALTS).shape == (16, 2)
+    assert regressor().fit(SALTS, Y[:, None]).predict(SALTS).shape == (16, 1)
+    frame = pd.DataFrame(targets, columns=["K", "G"])
+    model = regressor().fit(SALTS, frame)
+    assert model.target_names_ == ["K", "G"]
+    found = model.predict(pd.Series(SALTS))
+    assert list(found.columns) == ["K", "G"]
+
+
+def test_no_crystals_no_predictions(fitted, fitted_classifier):
+    assert fitted.predict([]).shape == (0,)
+    assert fitted_classifier.predict([]).shape == (0,)
+
+
+def test_batch_equals_single(fitted):
+    singles = [fitted.predict([structure])[0] for structure in SALTS]
+    assert fitted.predict(SALTS) == pytest.approx(singles, rel=1e-5)
+
+
+def test_prediction_does_not_depend_on_the_cell(fitted):
+    big = SALTS[1].copy()
+    big.make_supercell([[1, 1, 0], [0, 1, 0], [0, 0, 2]])
+    assert fitted.predict([big]) == pytest.approx(fitted.predict([SALTS[1]]), rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", make_bad_inputs())
+def test_bad_crystals_are_named(fitted, kind):
+    bad = make_bad_inputs()[kind]
+    series = pd.Series([SALTS[0], bad, SALTS[1]], index=["a", "b", "c"])
+    with pytest.raises((StructureError, StructureTypeError), match=r"row 1 \(index 'b'\)"):
+        fitted.predict(series)
+    found = fitted.predict(series, ignore_errors=True)
+    assert np.isnan(found["b"])
+    assert found.notna().sum() == 2
+
+
+def test_bad_crystals_in_fit_and_for_classes(fitted_classifier):
+    with pytest.raises(StructureTypeError, match="row 2: "):
+        regressor().fit([*SALTS[:2], "NaCl"], [1, 2, 3])
+    found = fitted_classifier.predict([SALTS[0], None], ignore_errors=True)
+    assert found[1] is None
+    assert found[0] in CLASSES
+
+
+@pytest.mark.parametrize(
+    ("X", "error", "message"),
+    [
+        (SALTS[0], StructureTypeError, "put it into a list"),
+        ("NaCl", StructureTypeError, "must be list-like"),
+        (5, StructureTypeError, "must be list-like"),
+        (pd.DataFrame({"a": SALTS, "b": SALTS}), DataError, "has 2 columns"),
+        ([np.array([1, 2])], StructureTypeError, "array of sites"),
+    ],
+)
+def test_what_is_no_column_of_crystals(fitted, X, error, message):  # noqa: N803
+    with pytest.raises(error, match=message):
+        fitted.predict(X)
+
+
+# scikit-learn.
+
+
+@pytest.mark.parametrize("kind", [CrysXPPRegressor, CrysXPPClassifier])
+def test_constructor_stores_what_it_gets(kind):
+    signature = inspect.signature(kind)
+    marks = {name: object() for name in signature.parameters}
+    assert kind(**marks).get_params(deep=False) == marks
+    with pytest.raises(TypeError):
+        kind("crysae-mp-v1")  # keywords only
+    with pytest.raises(TypeError):
+        kind(max_epoch=3)
+    settings = kind()
+    for field in fields(FineTuneConfig):
+        if field.name != "loss" or kind is CrysXPPRegressor:
+            assert getattr(settings, field.name) == field.default, field.name
+
+
+def test_clone_and_params(fitted):
+    again = clone(fitted)
+    assert not hasattr(again, "members_")
+    assert again.get_params(deep=False).keys() == fitted.get_params(deep=False).keys()
+    assert again.set_params(max_epochs=7).max_epochs == 7
+    with pytest.raises(ValueError, match="Invalid parameter"):
+        again.set_params(epochs=7)
+    assert "CrysXPPRegressor" in repr(fitted)
+    assert fitted._repr_html_()
+
+
+def test_kinds_and_fittedness(fitted, fitted_classifier):
+    assert is_regressor(fitted)
+    assert is_classifier(fitted_classifier)
+    check_is_fitted(fitted)
+    for model in (regressor(), classifier()):
+        with pytest.raises(NotFittedError):
+            check_is_fitted(model)
+        with pytest.raises(NotFittedError, match="call fit"):
+            model.predict(SALTS)
+    for name in ("feature_weights_", "converter_"):
+        with pytest.raises(NotFittedError):
+            getattr(regressor(), name)
+
+
+def test_cross_validation_and_grid_search():
+    series = pd.Series(SALTS, index=range(100, 116))
+    y = pd.Series(Y, index=series.index, name="K")
+    scores = cross_val_score(regressor(), series, y, cv=2, scoring="neg_mean_absolute_error")
+    assert np.isfinite(scores).all()
+    search = GridSearchCV(regressor(), {"learning_rate": [1e-3, 1e-2]}, cv=2)
+    search.fit(SALTS, Y)
+    assert search.best_estimator_.predict(SALTS).shape == (16,)
+    groups = np.arange(16) // 4
+    found = cross_val_predict(classifier(), SALTS, CLASSES, cv=GroupKFold(2), groups=groups)
+    assert set(found) <= set(CLASSES)
+
+
+def test_pipeline():
+    model = make_pipeline(FunctionTransformer(), regressor())
+    series = pd.Series(SALTS)
+    assert model.fit(series, Y).predict(series).shape == (16,)
+
+
+class PassOn(BaseFeaturizer):
+    """Gives the structure itself as its feature."""
+
+    def featurize(self, structure):
+        return [structure]
+
+    def feature_labels(self):
+        return ["structure"]
+
+    def citations(self):
+        return []
+
+    def implementors(self):
+        return []
+
+
+def test_stacked_featurizer(fitted, fitted_classifier):
+    (value,) = StackedFeaturizer(PassOn(), fitted, name="K").featurize(SALTS[0])
+    assert value[0] == pytest.approx(fitted.predict(SALTS[:1])[0])
+    stacked = StackedFeaturizer(PassOn(), fitted_classifier, class_names=CLASSES[:2])
+    assert stacked.featurize(SALTS[0])[0] == pytest.approx(
+        fitted_classifier.predict_proba(SALTS[:1])[0, 0]
+    )
+
+
+def test_scores(fitted, fitted_classifier):
+    from sklearn.metrics import accuracy_score, r2_score
+
+    assert fitted.score(SALTS, Y) == pytest.approx(r2_score(Y, fitted.predict(SALTS)))
+    gappy = Y.copy()
+    gappy[:4] = np.nan
+    assert fitted.score(SALTS, gappy) == pytest.approx(r2_score(Y[4:], fitted.predict(SALTS[4:])))
+    weight = np.arange(16)
+    assert fitted.score(SALTS, Y, sample_weight=weight) != fitted.score(SALTS, Y)
+    with pytest.raises(DataError, match="no label of 'K'"):
+        fitted.score(SALTS, np.full(16, np.nan))
+    with pytest.raises(DataError, match="y has 2 targets"):
+        fitted.score(SALTS, np.ones((16, 2)))
+    assert fitted_classifier.score(SALTS, CLASSES) == accuracy_score(
+        CLASSES, fitted_classifier.predict(SALTS)
+    )
+
+
+# Labels.
+
+
+def test_transform_is_undone():
+    y = 10.0 ** np.linspace(-3, 4, 16)
+    config = {"max_epochs": 12, "learning_rate": 0.03, "encoder_rate": 0.0}
+    for transform in ("log10", "log"):
+        model = regressor(transform=transform, **config).fit(SALTS, y)
+        found = model.predict(SALTS)
+        assert (found > 0).all()
+        assert np.corrcoef(np.log(found), np.log(y))[0, 1] > 0.5
+
+
+def test_transforms_of_several_targets():
+    targets = pd.DataFrame({"K": Y, "gap": Y - 1, "nu": -Y})
+    model = regressor(transform={"K": "log10", "gap": "sqrt"}).fit(SALTS, targets)
+    assert (model.predict(SALTS)[:, 1] >= 0).all()
+    same = regressor(transform=["log10", "sqrt", None]).fit(SALTS, targets)
+    assert np.array_equal(model.predict(SALTS), same.predict(SALTS))
+    assert (regressor(transform="log1p").fit(SALTS, Y - 1).predict(SALTS) > -1).all()
+
+
+@pytest.mark.parametrize(
+    ("transform", "message"),
+    [
+        ("log2", "unknown transform 'log2'"),
+        (["log10", "log10"], "2 entries for 1 targets"),
+        ({"G": "log10"}, "names the target 'G'"),
+        (5, "transform must be"),
+        ([5], "unknown transform 5"),
+    ],
+)
+def test_senseless_transforms(transform, message):
+    with pytest.raises(SettingsError, match=message):
+        regressor(transform=transform).fit(SALTS, Y)
+
+
+def test_label_outside_the_transform_is_named():
+    y = pd.Series(Y.copy(), name="K")
+    y[3] = -1
+    with pytest.raises(DataError, match=r"K is -1 at row 3, but transform log10 takes positive"):
+        regressor(transform="log10").fit(SALTS, y)
+
+
+@pytest.mark.parametrize(
+    ("y", "message"),
+    [
+        (None, "y is missing"),
+        (Y[:5], "16 crystals and y has 5 labels"),
+        (["1.0"] * 16, "y holds '1.0' at row 0; labels must be numbers"),
+        ([1j] * 16, "must be numbers"),
+        ([object()] * 16, "no number"),
+        ([[1], [1, 2]] * 8, "no table of numbers"),
+        (np.ones((16, 2, 2)), "one or two dimensions"),
+        (np.ones((16, 0)), "no columns"),
+        (np.where(Y > 3, np.inf, Y), "y is infinite at row"),
+        (np.full(16, np.nan), "at least 2 rows .* got 0 of 16"),
+        ([1.0] + [None] * 15, "at least 2 rows .* got 1 of 16"),
+        (np.stack([Y, np.full(16, np.nan)], axis=1), "'target 1' has no label at all"),
+    ],
+)
+def test_unusable_labels_are_refused(y, message):
+    with pytest.raises(DataError, match=message):
+        regressor().fit(SALTS, y)
+
+
+def test_no_rows():
+    with pytest.raises(DataError, match="X is empty"):
+        regressor().fit([], [])
+
+
+def test_one_label_is_refused_and_two_are_enough():
+    with pytest.raises(DataError, match="got 1 of 1"):
+        regressor().fit(SALTS[:1], [1.0])
+    assert np.isfinite(regressor().fit(SALTS[:2], [1.0, 2.0]).predict(SALTS)).all()
+
+
+def test_constant_labels_give_the_constant():
+    with pytest.warns(UserWarning, match="all labels of 'target' are equal"):
+        model = regressor().fit(SALTS, np.full(16, 0.1))
+    assert model.predict(SALTS) == pytest.approx(np.full(16, 0.1), rel=1e-15)
+
+
+def test_unknown_labels_are_left_out_and_listed():
+    y = pd.Series(Y.copy(), index=[f"mp-{i}" for i in range(16)])
+    y.iloc[[2, 5]] = np.nan
+    with pytest.warns(UserWarning, match="2 of 16 rows are left out"):
+        model = regressor().fit(pd.Series(SALTS, index=y.index), y)
+    assert model.n_train_ == 14
+    assert model.left_out_["row"].tolist() == ["mp-2", "mp-5"]
+    assert set(model.left_out_["reason"]) == {"no label"}
+    kept = [i for i in range(16) if i not in (2, 5)]
+    same = regressor().fit([SALTS[i] for i in kept], Y[kept])
+    assert np.array_equal(model.predict(SALTS), same.predict(SALTS))
+    assert model.data_hash_ == same.data_hash_
+
+
+def test_gaps_in_several_targets():
+    targets = np.stack([Y, Y], axis=1)
+    targets[3:, 1] = np.nan
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model = regressor().fit(SALTS, targets)
+    assert np.isfinite(model.predict(SALTS)).all()
+
+
+def test_names_and_units():
+    model = regressor(units=["GPa", ""], target_names=["K", "nu"])
+    model.fit(SALTS, np.stack([Y, Y], axis=1))
+    assert model.target_names_ == ["K", "nu"]
+    assert model.units_ == ["GPa", ""]
+    by_name = regressor(units={"K": "GPa"}).fit(SALTS, pd.Series(Y, name="K"))
+    assert by_name.units_ == ["GPa"]
+    for options, message in (
+        ({"units": ["GPa", "eV"]}, "units has 2 entries"),
+        ({"units": {"G": "GPa"}}, "units names the target 'G'"),
+        ({"target_names": ["a", "b"]}, "target_names has 2 names"),
+    ):
+        with pytest.raises(SettingsError, match=message):
+            regressor(**options).fit(SALTS, Y)
+    with pytest.raises(SettingsError, match="two targets have one name"):
+        regressor(target_names=["a", "a"]).fit(SALTS, np.stack([Y, Y], axis=1))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_epochs": 0}, "max_epochs must"),
+        ({"n_members": 0}, "n_members must"),
+        ({"n_members": 1.5}, "n_members must"),
+        ({"selector": "yes"}, "selector must be True or False"),
+        ({"pbar": 1}, "pbar must be True or False"),
+        ({"encoder": "gcn"}, "set pretrained=None"),
+        ({"encoder": "mlp", "pretrained": None}, "encoder must be"),
+        ({"layers": "first"}, "layers must be"),
+        ({"moments": ()}, "moments must be"),
+        ({"readout_dim": 0}, "readout_dim must be"),
+        ({"hidden_dim": 32}, "hidden_dim is 32, but the pretrained model has 4"),
+        ({"n_convs": 0, "pretrained": None}, "n_convs must be"),
+        ({"pretrained": 5}, "pretrained must be"),
+        ({"loss": "huber"}, "loss must be"),
+    ],
+)
+def test_senseless_options_are_named(options, message):
+    with pytest.raises(SettingsError, match=message):
+        regressor(**options).fit(SALTS, Y)
+
+
+def test_unknown_pretrained_model(tmp_path):
+    with pytest.raises(CrysXPPError):
+        regressor(pretrained="no-such-model").fit(SALTS, Y)
+    with pytest.raises(UnknownModelError, match="no model file"):
+        regressor(pretrained=tmp_path / "absent.json.gz").fit(SALTS, Y)
+
+
+def test_pretrained_by_path_and_by_object_are_equal(tmp_path):
+    TINY.save(tmp_path / "tiny.json.gz")
+    by_path = regressor(pretrained=str(tmp_path / "tiny.json.gz")).fit(SALTS, Y)
+    assert np.array_equal(by_path.predict(SALTS), regressor().fit(SALTS, Y).predict(SALTS))
+    random = regressor(pretrained=None, hidden_dim=4, n_convs=1).fit(SALTS, Y)
+    assert not np.array_equal(by_path.predict(SALTS), random.predict(SALTS))
+
+
+def test_plain_graph_convolution():
+    model = regressor(encoder="gcn", pretrained=None, hidden_dim=4, n_convs=1).fit(SALTS, Y)
+    assert np.isfinite(model.predict(SALTS)).all()
+
+
+def test_fit_gives_equal_models_for_a_seed():
+    first, second = (regressor(seed=3).fit(SALTS, Y).predict(SALTS) for _ in range(2))
+    assert np.array_equal(first, second)
+    assert not np.array_equal(first, regressor(seed=4).fit(SALTS, Y).predict(SALTS))
+
+
+def test_ensemble(fitted):
+    values, spread = fitted.predict(SALTS, return_std=True)
+    assert np.array_equal(values, fitted.predict(SALTS))
+    assert (spread > 0).all()
+    graphs = fitted.converter_.convert_many(SALTS)
+    members = np.stack([member.predict(graphs) for member in fitted.members_])
+    assert values == pytest.approx(10 ** members[..., 0].mean(axis=0))
+    assert spread == pytest.approx((10 ** members[..., 0]).std(axis=0, ddof=1))
+    assert set(fitted.learning_curve_["member"]) == {0, 1}
+    single = regressor().fit(SALTS, Y)
+    with pytest.raises(SettingsError, match="n_members of 2"):
+        single.predict(SALTS, return_std=True)
+
+
+# Splits.
+
+
+def test_groups_are_never_divided():
+    groups = np.repeat(np.arange(10), 3)
+    for seed in range(20):
+        train, held_out = split_rows(30, fraction=0.2, seed=seed, groups=groups)
+        assert len(held_out) == 6
+        assert not set(groups[train]) & set(groups[held_out])
+        assert sorted([*train, *held_out]) == list(range(30))
+    with pytest.raises(DataError, match="of one group"):
+        split_rows(30, fraction=0.2, seed=0, groups=np.zeros(30, dtype=int))
+
+
+def test_every_class_stays_in_training():
+    strata = np.array([0] * 19 + [1])
+    for seed in range(20):
+        train, held_out = split_rows(20, fraction=0.5, seed=seed, strata=strata)
+        assert 19 in train
+        assert len(held_out) == 10
+
+
+def test_few_rows_are_all_learned_from():
+    train, held_out = split_rows(9, fraction=0.5, seed=0)
+    assert len(train) == 9
+    assert len(held_out) == 0
+
+
+def test_groups_and_validation():
+    groups = [f"system {i % 4}" for i in range(16)]
+    model = regressor().fit(SALTS, Y, groups=groups)
+    assert model.members_[0].metadata["n_validation"] == 4
+    model = regressor().fit(SALTS[:12], Y[:12], validation=(SALTS[12:], Y[12:]))
+    assert model.n_train_ == 12
+    assert model.members_[0].metadata["n_validation"] == 4
+    for options, error, message in (
+        ({"groups": groups[:3]}, DataError, "groups has 3 entries"),
+        ({"groups": [None, *groups[1:]]}, DataError, "no entry at row 0"),
+        ({"validation": SALTS}, SettingsError, "validation must be a tuple"),
+        ({"validation": (SALTS[:1], [np.nan])}, DataError, "no row of validation"),
+        ({"validation": (SALTS[:1], np.ones((1, 2)))}, DataError, "other columns"),
+        ({"validation": (SALTS, Y), "groups": groups}, SettingsError, "not both"),
+    ):
+        with pytest.raises(error, match=message):
+            regressor().fit(SALTS, Y, **options)
+
+
+# Checkpoints.
+
+
+def test_checkpoint_folder_is_reused_by_equal_fits_only(tmp_path):
+    model = regressor(checkpoint_dir=tmp_path, n_members=2).fit(SALTS, Y)
+    assert len(list(tmp_path.glob("run-*/last.ckpt"))) == 2
+    again = regressor(checkpoint_dir=tmp_path, n_members=2).fit(SALTS, Y)
+    assert len(list(tmp_path.iterdir())) == 2
+    assert np.array_equal(model.predict(SALTS), again.predict(SALTS))
+    regressor(checkpoint_dir=tmp_path, learning_rate=1e-3).fit(SALTS, Y)
+    assert len(list(tmp_path.iterdir())) == 3
+    assert model.as_dict()["settings"]["checkpoint_dir"] is None
+
+
+# matminer's tables.
+
+
+def test_fit_dataset(monkeypatch):
+    table = pd.DataFrame(
+        {"structure": [*SALTS, None], "K_VRH": [0.0, np.nan, *Y[2:], 5.0], "formula": "X"},
+        index=range(10, 27),
+    )
+
+    def load_table(name, *, data_home=None):
+        assert (name, data_home) == ("salts", "here")
+        return table
+
+    monkeypatch.setattr(datasets, "load_table", load_table)
+    model = regressor(transform="log10", units="GPa")
+    with pytest.warns(UserWarning, match="3 of 17 rows are left out"):
+        model.fit_dataset("salts", target="K_VRH", data_home="here")
+    assert model.target_names_ == ["K_VRH"]
+    reasons = dict(zip(model.left_out_["row"], model.left_out_["reason"], strict=True))
+    assert list(reasons) == [10, 11, 26]
+    assert "log10 takes positive numbers" in reasons[10]
+    assert reasons[11] == "no label"
+    assert "StructureTypeError" in reasons[26]
+    with pytest.raises(DataError, match="no column 'G_VRH'"):
+        model.fit_dataset("salts", target="G_VRH", data_home="here")
+    with pytest.warns(UserWarning, match="left out"):
+        regressor().fit_dataset("salts", target=["K_VRH"], data_home="here")
+
+
+# Files.
+
+
+@pytest.mark.parametrize("ending", ["json", "json.gz", "yaml"])
+def test_round_trip_beside_a_structure(fitted, fitted_classifier, tmp_path, ending):
+    path = tmp_path / f"both.{ending}"
+    dumpfn({"model": fitted, "classes": fitted_classifier, "structure": SALTS[0]}, path)
+    content = loadfn(path)
+    again = content["model"]
+    assert np.array_equal(again.predict(SALTS), fitted.predict(SALTS))
+    assert again.units_ == ["GPa"]
+    assert again.target_names_ == ["K"]
+    assert again.data_hash_ == fitted.data_hash_
+    assert again.converter_ == fitted.converter_
+    pd.testing.assert_frame_equal(again.learning_curve_, fitted.learning_curve_)
+    classes = content["classes"]
+    assert np.array_equal(
+        classes.predict_proba([content["structure"]]), fitted_classifier.predict_proba(SALTS[:1])
+    )
+    assert classes.classes_.tolist() == fitted_classifier.classes_.tolist()
+    assert clone(again).fit(SALTS, Y).predict(SALTS).shape == (16,)
+
+
+def test_save_and_load(fitted, fitted_classifier, tmp_path):
+    path = tmp_path / "model.json.gz"
+    fitted.save(path)
+    first = path.read_bytes()
+    fitted.save(path)
+    assert path.read_bytes() == first
+    assert list(tmp_path.iterdir()) == [path]  # no pickle beside it
+    for again in (load_model(path), CrysXPPRegressor.load(path), crysxpp_mm.load_model(str(path))):
+        assert np.array_equal(again.predict(SALTS), fitted.predict(SALTS))
+    with pytest.raises(ModelFileError, match="expected a CrysXPPClassifier"):
+        CrysXPPClassifier.load(path)
+    fitted_classifier.save(path)
+    assert list(load_model(path).predict(SALTS)) == list(fitted_classifier.predict(SALTS))
+    with pytest.raises(SettingsError, match="got a CrysXPPClassifier"):
+        CrysAEFeaturizer(model=path).featurize(SALTS[0])
+    with pytest.raises(SettingsError, match="got a CrysXPPClassifier"):
+        regressor(pretrained=path).fit(SALTS, Y)
+
+
+def test_unfitted_estimator_is_data_too(tmp_path):
+    dumpfn(regressor(max_epochs=9, transform=("log10",)), tmp_path / "m.json")
+    again = loadfn(tmp_path / "m.json")
+    assert again.max_epochs == 9
+    assert not hasattr(again, "members_")
+
+
+def test_jsanitize(fitted):
+    plain = jsanitize(fitted, strict=True)
+    again = CrysXPPRegressor.from_dict(plain)
+    assert np.array_equal(again.predict(SALTS), fitted.predict(SALTS))
+    json.dumps(plain, allow_nan=False)
+
+
+@pytest.mark.parametrize("values", [[True, False], [3, 7], ["a", "b"]])
+def test_classes_keep_their_kind(values):
+    y = values * 8
+    model = classifier().fit(SALTS, y)
+    again = CrysXPPClassifier.from_dict(json.loads(json.dumps(model.as_dict())))
+    found = again.predict(SALTS)
+    assert found.dtype == np.array(y).dtype
+    assert set(found.tolist()) <= set(values)
+
+
+def _rehash(document):
+    from crysxpp_mm.estimators.base import _document_hash
+
+    plain = {k: v for k, v in document.items() if not k.startswith("@")}
+    document["sha256"] = _document_hash(plain)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d.update(extra=1), "unknown keys: extra"),
+        (lambda d: d.pop("state"), "lacks state"),
+        (lambda d: d.update(format_version=99), "format version 99"),
+        (lambda d: d["settings"].update(units="eV"), "does not match its sha256"),
+        (lambda d: (d["settings"].update(epochs=3), _rehash(d)), "do not know epochs"),
+        (lambda d: (d["settings"].pop("seed"), _rehash(d)), "lack or do not know seed"),
+        (lambda d: (d["state"].pop("units"), _rehash(d)), "lacks 'units'"),
+        (lambda d: (d["state"].update(extra=1), _rehash(d)), "unknown keys: extra"),
+        (lambda d: (d["state"].update(members=[]), _rehash(d)), "no members"),
+        (lambda d: (d["state"].update(transforms=["exp"]), _rehash(d)), "unknown transform"),
+        (
+            lambda d: (d["state"]["members"][0]["settings"].update(readout_dim=5), _rehash(d)),
+            "readout.*the model needs",
+        ),
+    ],
+)
+def test_damaged_documents_are_refused(fitted, tmp_path, change, message):
+    document = json.loads(json.dumps(fitted.as_dict()))
+    change(document)
+    with pytest.raises(ModelFileError, match=message):
+        CrysXPPRegressor.from_dict(document)
+    path = tmp_path / "model.json.gz"
+    path.write_bytes(gzip.compress(json.dumps(document).encode()))
+    for load in (load_model, CrysXPPRegressor.load):
+        with pytest.raises(ModelFileError, match=f"model.json.gz: .*{message}"):
+            load(path)
+
+
+def test_any_changed_byte_is_refused(fitted, tmp_path):
+    path = tmp_path / "model.json"
+    fitted.save(path)
+    data = path.read_bytes()
+    rng = np.random.default_rng(0)
+    for position in rng.integers(0, len(data), 40):
+        line = data[data.rfind(b"\n", 0, position) + 1 :].lstrip()
+        if not chr(data[position]).isalnum() or line.startswith(b'"@'):
+            continue  # names of the class and version of the package
+        changed = bytearray(data)
+        changed[position] = ord("x") if data[position] != ord("x") else ord("y")
+        path.write_bytes(bytes(changed))
+        with pytest.raises(ModelFileError):
+            load_model(path)
+
+
+def test_unknown_class_state_is_refused(fitted_classifier):
+    document = fitted_classifier.as_dict()
+    document["state"]["extra"] = 1
+    _rehash(document)
+    with pytest.raises(ModelFileError, match="unknown keys: extra"):
+        CrysXPPClassifier.from_dict(document)
+
+
+# Classes.
+
+
+def test_probabilities_sum_to_one(fitted_classifier):
+    found = fitted_classifier.predict_proba(SALTS)
+    assert found.shape == (16, 2)
+    assert found.sum(axis=1) == pytest.approx(1)
+    chosen = fitted_classifier.classes_[found.argmax(axis=1)]
+    assert list(fitted_classifier.predict(SALTS)) == list(chosen)
+
+
+@pytest.mark.parametrize("class_weight", [None, "balanced"])
+def test_a_class_that_appears_once(class_weight):
+    y = ["rare"] + ["common"] * 15
+    model = classifier(class_weight=class_weight).fit(SALTS, y)
+    assert model.classes_.tolist() == ["common", "rare"]
+
+
+def test_unknown_classes_are_left_out():
+    y = pd.Series([None, *CLASSES[1:]])
+    with pytest.warns(UserWarning, match="1 of 16 rows"):
+        assert classifier().fit(SALTS, y).n_train_ == 15
+    y = pd.Series([np.nan, *([0.0, 1.0, 2.0] * 5)])  # integers with a gap, as pandas has them
+    with pytest.warns(UserWarning, match="1 of 16 rows"):
+        assert classifier().fit(SALTS, y).classes_.tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("y", "message"),
+    [
+        (None, "y is missing"),
+        (["metal"] * 16, "all labels are 'metal'"),
+        (Y, "For numbers use CrysXPPRegressor"),
+        (["a", 1] * 8, "mixes labels of the kinds int, str"),
+        (CLASSES[:3], "y has 3 labels"),
+        (pd.DataFrame({"a": CLASSES, "b": CLASSES}), "one column of classes, got 2"),
+        (np.array([CLASSES, CLASSES]).T, "one column of classes"),
+        (5, "must be list-like"),
+    ],
+)
+def test_unusable_classes_are_refused(y, message):
+    with pytest.raises(DataError, match=message):
+        classifier().fit(SALTS, y)
+
+
+def test_class_columns_names_and_weights():
+    frame = pd.DataFrame({"kind": CLASSES})
+    assert classifier().fit(SALTS, frame).target_names_ == ["kind"]
+    array = np.array(CLASSES)[:, None]
+    assert classifier(target_names=["state"]).fit(SALTS, array).target_names_ == ["state"]
+    with pytest.raises(SettingsError, match="one name"):
+        classifier(target_names=["a", "b"]).fit(SALTS, CLASSES)
+    with pytest.raises(SettingsError, match="class_weight must be"):
+        classifier(class_weight="heavy").fit(SALTS, CLASSES)
+
+
+def test_progress_bar_and_silence(capfd):
+    regressor(pbar=True).fit(SALTS, Y)
+    shown = capfd.readouterr()
+    assert "CrysXPPRegressor" in shown.err
+    regressor().fit(SALTS, Y)
+    silent = capfd.readouterr()
+    assert silent.err == silent.out == ""
