@@ -13,6 +13,7 @@ import logging
 import os
 import re
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from gzip import GzipFile
@@ -326,6 +327,7 @@ def pretrain(
         data_home=data_home,
     )
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)  # its tips are no results
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # between Lightning and torch
     try:
         model = run(
             store.graphs,
@@ -599,7 +601,7 @@ def _lines(results: dict[str, Any]) -> Iterator[str]:
     """Numbers by name, nested ones behind the name of their group."""
     for name, value in results.items():
         if isinstance(value, dict):
-            yield from (f"{name}, {line}" for line in _lines(value))
+            yield from (f"{name.replace('_', ' ')}, {line}" for line in _lines(value))
         else:
             shown = f"{value:.4g}" if isinstance(value, float) else value
             yield f"{name.replace('_', ' ')}: {shown}"

@@ -269,6 +269,14 @@ def test_tables_keep_their_other_columns(tmp_path, folder):
         assert [s.reduced_formula for s in read(source).values()] == ["NaCl", "Cu"], name
 
 
+def test_cells_of_a_csv_table_keep_their_value(tmp_path):
+    (tmp_path / "a.csv").write_text("formula,y\nNaN,0.30000000000000004\nNA,\n")
+    table = read_table(tmp_path / "a.csv")
+    assert list(table["formula"]) == ["NaN", "NA"]
+    assert table["y"][0] == 0.1 + 0.2
+    assert np.isnan(table["y"][1])
+
+
 def test_list_of_dictionaries_and_one_dictionary_are_structures(tmp_path):
     (tmp_path / "list.json").write_text(
         json.dumps([make_nacl().as_dict(), make_copper().as_dict()])

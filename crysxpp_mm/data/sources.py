@@ -137,7 +137,10 @@ def read_table(path: str | os.PathLike[str]) -> pd.DataFrame | Mapping[str, Any]
     source = Path(path)
     try:
         if source.name.lower().endswith((".csv", ".csv.gz")):
-            return pd.read_csv(source)
+            # "NaN" may be a formula; only an empty cell is a missing value.
+            return pd.read_csv(
+                source, keep_default_na=False, na_values=[""], float_precision="round_trip"
+            )
         data = source.read_bytes()
         content = json.loads(gzip.decompress(data) if data[:2] == _GZIP else data)
         if isinstance(content, dict) and {"columns", "data"} <= set(content):
