@@ -228,7 +228,7 @@ class CrysXPPClassifier(ClassifierMixin, CrysXPPEstimator):  # type: ignore[misc
         self.classes_, codes = np.unique(np.array(list(labels)), return_inverse=True)
         if len(self.classes_) < 2:
             raise DataError(
-                f"all labels are {self.classes_.tolist()[0]!r}; a classifier needs at least two classes."
+                f"all labels are {labels[0]!r}; a classifier needs at least two classes."
             )
         weights = None
         if self.class_weight == "balanced":

@@ -49,7 +49,8 @@ class CrysXPPRegressor(RegressorMixin, CrysXPPEstimator):  # type: ignore[misc]
             place of the label; undone on predicting. For several targets also a sequence, or a
             dictionary by name.
         target_names: Names of the targets; those of ``y`` if None.
-        units: Unit of each target (a text if there is one target), kept with the model.
+        units: Unit of the targets, kept with the model: one for all, one for each in a sequence,
+            or a dictionary by name.
         max_epochs: Epochs at most.
         min_steps: With few labels an epoch passes over them several times, to make this many
             steps in all.
@@ -282,7 +283,9 @@ class CrysXPPRegressor(RegressorMixin, CrysXPPEstimator):  # type: ignore[misc]
             if unknown := [name for name in units if name not in names]:
                 raise SettingsError(f"units names the target {unknown[0]!r}, which y has not.")
             return [str(units.get(name, "")) for name in names]
-        listed = [units] if isinstance(units, str) else [str(unit) for unit in units]
+        if isinstance(units, str):
+            return [units] * len(names)
+        listed = [str(unit) for unit in units]
         if len(listed) != len(names):
             raise SettingsError(f"units has {len(listed)} entries for {len(names)} targets.")
         return listed
