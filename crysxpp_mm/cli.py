@@ -399,10 +399,22 @@ def speed(
 
 
 @benchmarks.command()
-def columns(data: BenchmarkData = None, out: BenchmarkOut = Path("benchmark-results")) -> None:
+def columns(
+    data: BenchmarkData = None,
+    out: BenchmarkOut = Path("benchmark-results"),
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model",
+            help="A model by name or file; may be repeated.  [default: the shipped ones]",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
     """Measure what can be learned from the columns.
 
-    Simple models on them, beside random weights and matminer's Magpie features.
+    Simple models on them, beside random weights and matminer's Magpie features; some twenty
+    minutes. The same command goes on with a run that was stopped.
 
     \b
     Example:
@@ -410,7 +422,7 @@ def columns(data: BenchmarkData = None, out: BenchmarkOut = Path("benchmark-resu
     """
     from crysxpp_mm.benchmarks.columns import run_columns
 
-    run_columns(data, out=out, say=typer.echo)
+    run_columns(data, out=out, models=model or None, say=typer.echo)
     typer.echo(f"Wrote to {out}.")
 
 

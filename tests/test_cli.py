@@ -446,10 +446,11 @@ def test_benchmarks_are_run(monkeypatch, tmp_path, name):
         lambda *a, **k: calls.append((a, k)),
         raising=False,
     )
-    run("benchmark", name, "--data", tmp_path, "--out", tmp_path / "out")
+    run("benchmark", name, "--data", tmp_path, "--out", tmp_path / "out", "--model", "m")
     ((arguments, options),) = calls
     assert arguments == (tmp_path,)
     assert options["out"] == tmp_path / "out"
+    assert options.get("model", options.get("models")) == {"speed": "m", "columns": ["m"]}[name]
 
 
 def test_benchmark_without_data_says_what_to_do(monkeypatch):
