@@ -83,6 +83,8 @@ def test_all_names_resolve():
     promised = {
         "CrysAE",
         "CrysAEFeaturizer",
+        "CrysXPPClassifier",
+        "CrysXPPRegressor",
         "CrystalGraphConverter",
         "__version__",
         "check_featurizer",
