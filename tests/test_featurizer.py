@@ -233,7 +233,7 @@ def test_dictionaries_do_as_well(featurizer, structures):
     rows = featurizer.featurize_many(structures, pbar=False)
     dictionaries = [structure.as_dict() for structure in structures]
     assert featurizer.featurize_many(dictionaries, pbar=False) == rows
-    assert featurizer.featurize(dictionaries[1]) == pytest.approx(rows[1], rel=1e-5, abs=1e-6)
+    assert_rows(featurizer.featurize(dictionaries[1]), rows[1])
 
 
 def test_input_is_left_alone(featurizer, structures):
