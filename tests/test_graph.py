@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from itertools import pairwise
 
 import numpy as np
@@ -177,6 +178,14 @@ def test_a_slab_without_periodicity_along_z_has_no_neighbors_there():
 def test_dictionaries_are_structures(perovskite):
     graphs = converter.convert(perovskite.as_dict())
     assert shells(graphs) == shells(converter.convert(perovskite))
+
+
+def test_a_dictionary_runs_nothing(nacl):
+    document = nacl.as_dict()
+    document["sites"][0]["properties"] = {"x": {"@module": "antigravity", "@class": "Nothing"}}
+    graphs = converter.convert(document)
+    assert graphs.n_atoms.tolist() == [2]
+    assert "antigravity" not in sys.modules
 
 
 def test_converter_round_trips_and_cannot_be_changed():

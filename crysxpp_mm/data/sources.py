@@ -17,6 +17,7 @@ import pandas as pd
 from pymatgen.core import IStructure, Structure
 
 from crysxpp_mm.errors import DataError
+from crysxpp_mm.graph.converter import without_code
 
 StructureLike: TypeAlias = IStructure | Mapping[str, Any]
 """A Structure, or the dictionary that ``Structure.as_dict`` makes."""
@@ -192,7 +193,7 @@ def _from_text(text: str, fmt: str) -> StructureLike:
         content = json.loads(text)
         if not isinstance(content, dict):
             raise DataError("the JSON text is no dictionary.")
-        return _without_code(content)
+        return _plain(content)
     if not fmt:
         raise DataError(
             "the format is unknown; names end in .cif, .vasp, .poscar or .json, or begin with "
@@ -216,19 +217,11 @@ def _text(file: IO[bytes]) -> str:
     return data.decode()
 
 
-def _without_code(content: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What describes a structure in a dictionary from a file, and nothing else.
-
-    pymatgen hands the properties of sites to monty, which imports the modules that they name.
-    """
-    if "lattice" not in content or not isinstance(content.get("sites"), list):
-        return {key: value for key, value in content.items() if not key.startswith("@")}
-    wanted = ("species", "abc", "xyz")
-    sites = [
-        {key: site[key] for key in wanted if key in site} if isinstance(site, Mapping) else site
-        for site in content["sites"]
-    ]
-    return {"lattice": content["lattice"], "sites": sites}
+def _plain(content: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What describes a structure in a dictionary from a file, and nothing else."""
+    if "lattice" in content and isinstance(content.get("sites"), list):
+        return without_code(content)
+    return {key: value for key, value in content.items() if not key.startswith("@")}
 
 
 def _format(name: str) -> str:
@@ -317,7 +310,7 @@ def _of_objects(
 def _cell(value: Any, folder: Path) -> Any:
     """A cell of a file's table: text is CIF, POSCAR, JSON, or a path beside the table."""
     if isinstance(value, Mapping):
-        return _without_code(value)
+        return _plain(value)
     if not isinstance(value, str):
         return value
     if value.lstrip().startswith("{"):

@@ -254,11 +254,24 @@ def _from_dict(d: Mapping[str, Any]) -> IStructure:
             f"dictionary with the keys {', '.join(map(repr, list(d)[:5])) or '(none)'}."
         )
     try:
-        return Structure.from_dict(dict(d))
+        return Structure.from_dict(without_code(d))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise StructureError(
             f"the dictionary does not describe a Structure ({type(error).__name__}: {error})."
         ) from error
+
+
+def without_code(d: Mapping[str, Any]) -> dict[str, Any]:
+    """What a graph needs of the dictionary of a structure, and nothing that could run code.
+
+    pymatgen hands the properties of sites to monty, which imports the modules that they name.
+    """
+    wanted = ("species", "abc", "xyz")
+    sites = [
+        {key: site[key] for key in wanted if key in site} if isinstance(site, Mapping) else site
+        for site in d["sites"]
+    ]
+    return {"lattice": d["lattice"], "sites": sites}
 
 
 def _regular_cell(
