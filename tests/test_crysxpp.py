@@ -265,6 +265,9 @@ def test_encoder_rate_of_zero_keeps_its_weights():
     after = list(model.encoder.parameters())
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
     assert not torch.equal(model.selector.weight, torch.ones(92))
+    model = CrysXPP.random(**SMALL)
+    train(model, structures, y, quick(selector_rate=0.0))
+    assert torch.equal(model.selector.weight, torch.ones(92))
 
 
 def test_unknown_labels_do_not_matter():
@@ -325,7 +328,9 @@ def test_selector_finds_the_two_properties_that_matter():
     y = (feature_table()[numbers] @ slopes).sum(axis=1)
     y = ((y - y.mean()) / y.std())[:, None]
     model = CrysXPP.random(n_convs=1, **SMALL)
-    config = quick(max_epochs=40, learning_rate=0.02, sparsity=0.05, batch_size=20)
+    config = quick(
+        max_epochs=40, learning_rate=0.02, selector_rate=0.02, sparsity=0.05, batch_size=20
+    )
     rows = np.arange(200)
     fine_tune(model, graphs, y, config, train=rows, validation=rows[:0], pbar=False)
     weight = model.selector.weight.detach().abs().numpy()
@@ -367,6 +372,7 @@ def test_rows_in_both_sets_and_no_rows_are_refused():
         {"learning_rate": "fast"},
         {"gradient_clip": -1.0},
         {"encoder_rate": -0.1},
+        {"selector_rate": float("nan")},
         {"weight_decay": float("nan")},
         {"sparsity": -1},
         {"sparsity": True},

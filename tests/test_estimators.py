@@ -369,6 +369,14 @@ def test_unusable_labels_are_refused(y, message):
         regressor().fit(SALTS, y)
 
 
+def test_a_fit_that_fails_leaves_nothing_fitted():
+    model = regressor().fit(SALTS, Y)
+    with pytest.raises(DataError):
+        model.fit(SALTS, Y[:3])
+    with pytest.raises(NotFittedError):
+        model.predict(SALTS)
+
+
 def test_no_rows():
     with pytest.raises(DataError, match="X is empty"):
         regressor().fit([], [])

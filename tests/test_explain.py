@@ -161,7 +161,7 @@ def test_targets_have_to_be_named(fitted, fitted_classifier):
 
 
 def test_sparsity_path():
-    model = CrysXPPRegressor(**{**FAST, "max_epochs": 20, "learning_rate": 0.1})
+    model = CrysXPPRegressor(**{**FAST, "max_epochs": 20, "selector_rate": 0.2})
     path = sparsity_path(model, MATERIALS, Y, [0.0, 10.0], test=(MATERIALS, Y))
     assert list(path.weights.index) == [0.0, 10.0]
     assert list(path.weights.columns) == column_names()

@@ -187,6 +187,8 @@ class CrysXPPEstimator(BaseEstimator, MSONable):  # type: ignore[misc]
         validation: tuple[Any, Any] | None,
         ignore_errors: bool,
     ) -> Self:
+        for name in ("members_", "learning_curve_", "metadata_"):  # a fit that fails leaves none
+            self.__dict__.pop(name, None)
         config = self._config()
         source = self._source()
         template = self._network(source, seed=0, n_targets=1)
@@ -217,7 +219,7 @@ class CrysXPPEstimator(BaseEstimator, MSONable):  # type: ignore[misc]
         self.left_out_ = left_out
         self.n_train_ = n_train
         self.data_hash_ = digest(*(getattr(graphs, name) for name in DTYPES), problem.targets)
-        self.members_, curves = [], []
+        members, curves = [], []
         for member in range(self.n_members):
             seed = config.seed + member
             if given is None:
@@ -233,8 +235,9 @@ class CrysXPPEstimator(BaseEstimator, MSONable):  # type: ignore[misc]
             network, curve = self._train(
                 source, graphs, problem, config, seed=seed, train=train, validation=held_out
             )
-            self.members_.append(network)
+            members.append(network)
             curves.append(curve.assign(member=member))
+        self.members_ = members
         self.learning_curve_ = pd.concat(curves, ignore_index=True)
         return self
 

@@ -55,8 +55,9 @@ class CrysXPPRegressor(RegressorMixin, CrysXPPEstimator):  # type: ignore[misc]
         min_steps: With few labels an epoch passes over them several times, to make this many
             steps in all.
         batch_size: Crystals a step.
-        learning_rate: Peak of the one-cycle rate.
+        learning_rate: Peak of the one-cycle rate of the readout.
         encoder_rate: Rate of the encoder, as a multiple of ``learning_rate``.
+        selector_rate: Peak of the one-cycle rate of the selector.
         frozen_epochs: Epochs at the start in which the readout alone learns.
         weight_decay: Of AdamW; the selector has none.
         gradient_clip: Largest norm of the gradient.
@@ -105,6 +106,7 @@ class CrysXPPRegressor(RegressorMixin, CrysXPPEstimator):  # type: ignore[misc]
         batch_size: int = 64,
         learning_rate: float = 4e-3,
         encoder_rate: float = 1.0,
+        selector_rate: float = 6e-3,
         frozen_epochs: int = 0,
         weight_decay: float = 0.01,
         gradient_clip: float = 5.0,
@@ -135,6 +137,7 @@ class CrysXPPRegressor(RegressorMixin, CrysXPPEstimator):  # type: ignore[misc]
         self.batch_size = batch_size
         self.learning_rate = learning_rate
         self.encoder_rate = encoder_rate
+        self.selector_rate = selector_rate
         self.frozen_epochs = frozen_epochs
         self.weight_decay = weight_decay
         self.gradient_clip = gradient_clip

@@ -160,8 +160,10 @@ class FineTuneConfig(MSONable):
         min_steps: With few labels an epoch passes over them as often as it takes to make
             ``max_epochs`` epochs this many steps.
         batch_size: Crystals a step; at most a quarter of the training crystals.
-        learning_rate: Peak of the one-cycle rate, for the readout and the selector.
+        learning_rate: Peak of the one-cycle rate of the readout.
         encoder_rate: Rate of the encoder, as a multiple of ``learning_rate``.
+        selector_rate: Peak of the one-cycle rate of the selector. A weight falls from 1 to 0 only
+            if the rates of all steps sum to more than 1.
         frozen_epochs: Epochs at the start in which the readout alone learns.
         weight_decay: Of AdamW; it does not act on the selector.
         gradient_clip: Largest norm of the gradient.
@@ -181,6 +183,7 @@ class FineTuneConfig(MSONable):
     batch_size: int = 64
     learning_rate: float = 4e-3
     encoder_rate: float = 1.0
+    selector_rate: float = 6e-3
     frozen_epochs: int = 0
     weight_decay: float = 0.01
     gradient_clip: float = 5.0
@@ -202,7 +205,7 @@ class FineTuneConfig(MSONable):
             value = _number(name, getattr(self, name))
             if not 0 < value < float("inf"):
                 raise SettingsError(f"{name} must be positive, got {value!r}.")
-        for name in ("encoder_rate", "weight_decay", "sparsity"):
+        for name in ("encoder_rate", "selector_rate", "weight_decay", "sparsity"):
             value = _number(name, getattr(self, name))
             if not 0 <= value < float("inf"):
                 raise SettingsError(f"{name} must be 0 or more, got {value!r}.")

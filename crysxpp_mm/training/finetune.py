@@ -190,11 +190,11 @@ class FineTuneModule(lightning.LightningModule):
         if config.encoder_rate > 0:
             rate = config.learning_rate * config.encoder_rate
             groups.append({"params": list(model.encoder.parameters()), "lr": rate})
-        if model.selector is not None:
+        if model.selector is not None and config.selector_rate > 0:
             groups.append(
                 {
                     "params": list(model.selector.parameters()),
-                    "lr": config.learning_rate,
+                    "lr": config.selector_rate,
                     "weight_decay": 0.0,
                 }
             )
@@ -215,7 +215,7 @@ class FineTuneModule(lightning.LightningModule):
         """A step of AdamW on the error, then the proximal step of the L1 term of Eq. 10."""
         optimizer.step(closure=optimizer_closure)
         selector = self.model.selector
-        if selector is not None and self.config.sparsity > 0:
+        if selector is not None and self.config.selector_rate > 0 and self.config.sparsity > 0:
             group = optimizer.param_groups[-1]  # the selector's
             shrink_selector(selector, optimizer.state, group, self.config.sparsity)
 
