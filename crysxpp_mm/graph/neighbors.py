@@ -15,10 +15,8 @@ GROWTH = 1.3
 """Factor by which the radius grows for sites that still lack neighbours."""
 SAME_PLACE = 1e-8
 """A point this close to a site (Angstrom) is the site itself."""
-STEPS = 2.0**36
-"""Sorted distances are whole numbers of this many steps an Angstrom, 1.5e-11 Angstrom each."""
-DISTANCE_BITS = 42
-"""Bits of a sort key that hold a distance; enough for 64 Angstrom."""
+PADDING = 8
+"""Sorting in rows of equal length is worth it up to this many places a pair."""
 
 
 class NeighborPairs(NamedTuple):
@@ -141,17 +139,24 @@ def sorted_pairs(
 ) -> NeighborPairs:
     """Pairs by centre and, for one centre, by distance; equal ones keep their order.
 
-    Centre and distance make one whole number, which sorts several times faster than two columns.
+    The distances of every centre are sorted as a row of a table, which takes a third of the time
+    of ``lexsort`` for the same order.
 
     Args:
         centers: Shape ``(n_pairs,)``.
         neighbors: Shape ``(n_pairs,)``.
-        distances: Shape ``(n_pairs,)``, less than 64 Angstrom; they come back rounded to 1.5e-11.
+        distances: Shape ``(n_pairs,)``, Angstrom, finite.
     """
-    steps = np.rint(distances * STEPS)
-    if len(centers) and centers.max() >= 1 << (63 - DISTANCE_BITS):
-        order = np.lexsort((steps, centers))
+    counts = np.bincount(centers)
+    width = int(counts.max(initial=0))
+    if width * len(counts) > PADDING * len(centers):
+        order = np.lexsort((distances, centers))
     else:
-        keys = (centers.astype(np.int64) << DISTANCE_BITS) | steps.astype(np.int64)
-        order = np.argsort(keys, kind="stable")
-    return NeighborPairs(centers[order], neighbors[order], steps[order] / STEPS)
+        grouped = np.argsort(centers, kind="stable")
+        taken = np.arange(width) < counts[:, None]
+        rows = np.full((len(counts), width), np.inf)
+        rows[taken] = distances[grouped]
+        places = np.argsort(rows, axis=1, kind="stable")
+        places += (np.cumsum(counts) - counts)[:, None]
+        order = grouped[places[taken]]
+    return NeighborPairs(centers[order], neighbors[order], distances[order])
