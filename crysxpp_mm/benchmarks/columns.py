@@ -33,6 +33,7 @@ from crysxpp_mm.benchmarks.data import (
 from crysxpp_mm.benchmarks.report import (
     RESULTS,
     markdown_table,
+    model_name,
     versions,
     write_report,
     write_whole,
@@ -439,7 +440,8 @@ def column_kinds(
     names = [model_name(model) for model in models]
     if not names or len(set(names)) < len(names):
         raise SettingsError(
-            f"models must name at least one model, and none twice, got {', '.join(names) or 'none'}."
+            "models must name at least one model, and none twice, got "
+            f"{', '.join(names) or 'none'}."
         )
     released_file = root / "released_crysae_weights.npz"
     if not released_file.is_file():
@@ -484,11 +486,6 @@ def column_kinds(
             embed=partial(learned_columns, model=released, layers=(-1,), moments=("mean",)),
         ),
     ]
-
-
-def model_name(model: str | os.PathLike[str]) -> str:
-    """How a model is called in the tables: a path by the name of its file."""
-    return Path(model).name.removesuffix(".gz").removesuffix(".json")
 
 
 def run_columns(
@@ -604,7 +601,7 @@ class _FoldCache:
         self.path = path
         self.candidates = tuple(candidates)
         self.margin = margin
-        self.before = pd.DataFrame({"key": []})
+        self.before = _frame([])
         if path.is_file():
             try:
                 found = pd.read_csv(path, dtype={"key": str})
@@ -612,7 +609,7 @@ class _FoldCache:
                     self.before = found
             except (ValueError, OSError):  # not ours, or cut short: computed again
                 pass
-        self.done: list[pd.DataFrame] = []
+        self.done: list[dict[str, Any]] = []
 
     def scores(
         self,
@@ -645,13 +642,15 @@ class _FoldCache:
                     for score in found
                 ]
             )
-        self.done.append(folds[_FOLD_COLUMNS].astype({"seed": "Int64"}))
-        self._write(pd.concat([*self.done, self.before]).drop_duplicates(["key", "fold"]))
-        return self.done[-1]
+        self.done += _records(folds)
+        keys = {row["key"] for row in self.done}
+        kept = [row for row in _records(self.before) if row["key"] not in keys]
+        self._write(_frame(self.done + kept))
+        return folds
 
     def finish(self) -> pd.DataFrame:
         """All rows of this run; those of earlier ones leave the file."""
-        folds = pd.concat(self.done, ignore_index=True)
+        folds = _frame(self.done)
         self._write(folds)
         return folds
 
@@ -680,6 +679,14 @@ _FOLD_COLUMNS = [
     *_REGRESSORS,
     "key",
 ]
+
+
+def _records(folds: pd.DataFrame) -> list[dict[str, Any]]:
+    return [{str(name): row[name] for name in _FOLD_COLUMNS} for row in folds.to_dict("records")]
+
+
+def _frame(records: list[dict[str, Any]]) -> pd.DataFrame:
+    return pd.DataFrame(records, columns=_FOLD_COLUMNS).astype({"seed": "Int64"})
 
 
 def _settings_of(candidate: Candidate) -> dict[str, str]:

@@ -45,6 +45,17 @@ def versions() -> str:
     return ", ".join(found)
 
 
+def model_name(model: str | os.PathLike[str]) -> str:
+    """How a model is called in the tables.
+
+    A path is called by the name of its file, or of its folder where the file has the name that
+    every model has, ``model.json.gz``.
+    """
+    path = Path(model)
+    name = path.name.removesuffix(".gz").removesuffix(".json")
+    return path.parent.name if name == "model" and path.parent.name else name
+
+
 def markdown_table(df: pd.DataFrame) -> str:
     """A table in Markdown, without the index; blank where a value is missing.
 

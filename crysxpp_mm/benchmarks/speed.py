@@ -23,7 +23,7 @@ import torch
 from pymatgen.core import Lattice, Structure
 
 from crysxpp_mm.benchmarks.data import load_tables
-from crysxpp_mm.benchmarks.report import RESULTS, markdown_table, versions, write_report
+from crysxpp_mm.benchmarks.report import RESULTS, markdown_table, model_name, versions, write_report
 from crysxpp_mm.graph.converter import CrystalGraphConverter
 from crysxpp_mm.graph.neighbors import nearest_neighbors
 
@@ -488,7 +488,7 @@ def run_speed(
             "memory, one thread; medians of interleaved rounds. Ratios within one run are what "
             "counts: absolute rates are those of the machine.\n\n"
             f"{markdown_table(shown)}\n\n"
-            f"Model `{model}`; {_processor()}; {versions()}.\n"
+            f"Model {model_name(model)}; {_processor()}; {versions()}.\n"
         ),
     )
     return table
