@@ -7,6 +7,12 @@ from typing import TYPE_CHECKING
 import pytest
 from pymatgen.core import Composition, Lattice, Molecule, Structure
 
+from crysxpp_mm.graph.backend import dgl_is_installed
+
+needs_dgl = pytest.mark.skipif(
+    not dgl_is_installed(), reason="DGL is not installed; it has wheels for Python up to 3.11"
+)
+
 if TYPE_CHECKING:
     from crysxpp_mm.models.crysae import CrysAE
 

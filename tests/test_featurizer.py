@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import io
+import json
 import logging
 import multiprocessing
+import os
 import pickle
 import re
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,6 +21,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import needs_dgl
 from matminer.featurizers.base import MultipleFeaturizer
 from pymatgen.analysis.prototypes import AFLOW_PROTOTYPE_LIBRARY
 from pymatgen.core import Composition, DummySpecies, Element, Lattice, Species, Structure
@@ -723,6 +729,36 @@ def test_embeddings_name_the_bad_one(featurizer, nacl):
         featurizer.site_embedding(None)
     with pytest.raises(StructureTypeError, match="got one Structure; put it into a list"):
         featurizer.structure_embeddings(nacl)
+
+
+WITHOUT_DGL = """
+import sys
+sys.modules["dgl"] = None
+import json
+from conftest import make_structures
+from crysxpp_mm import CrysAEFeaturizer
+rows = CrysAEFeaturizer().featurize_many(make_structures(), pbar=False)
+print(json.dumps(rows))
+"""
+
+
+def test_the_main_job_needs_no_dgl(structures):
+    run = subprocess.run(
+        [sys.executable, "-c", WITHOUT_DGL],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert_rows(json.loads(run.stdout), CrysAEFeaturizer().featurize_many(structures, pbar=False))
+
+
+@needs_dgl
+def test_dgl_graphs_of_users_embed_alike(crysae, structures):
+    graphs = crysae.converter.convert_many(structures)
+    theirs = crysae.node_embeddings(crysae.converter.to_dgl(structures))
+    for mine, other in zip(crysae.node_embeddings(graphs), theirs, strict=True):
+        assert_rows(other, mine)
 
 
 # The same crystal in other words, on the shipped weights.

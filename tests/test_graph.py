@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from conftest import make_copper, make_nacl, make_perovskite, make_silicon, make_slab
+from conftest import make_copper, make_nacl, make_perovskite, make_silicon, make_slab, needs_dgl
 from pymatgen.core import Element, Lattice, Molecule, Species, Structure
 from pymatgen.core.operations import SymmOp
 
@@ -265,6 +265,7 @@ def test_many_names_the_position_and_each_goes_on(nacl, copper):
     assert list(errors) == [1]
 
 
+@needs_dgl
 def test_dgl_and_plain_graphs_are_alike(structures):
     graphs = converter.convert_many(structures)
     ours = make_batch(graphs, backend="torch", element_fractions=True)
@@ -285,6 +286,7 @@ def test_dgl_and_plain_graphs_are_alike(structures):
     assert (moved.ndata[ATOM_FEATURES] == ours.ndata[ATOM_FEATURES]).all()
 
 
+@needs_dgl
 def test_converter_makes_dgl_graphs(nacl, structures):
     import dgl
 

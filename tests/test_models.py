@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from conftest import make_structures
+from conftest import make_structures, needs_dgl
 from monty.json import MontyDecoder, MontyEncoder, jsanitize
 from monty.serialization import dumpfn, loadfn
 from pymatgen.core import Lattice, Structure
@@ -50,7 +50,7 @@ def run(compute, encoder, graph):
     return outputs.detach(), gradients
 
 
-@pytest.mark.parametrize("backend", ["dgl", "torch"])
+@pytest.mark.parametrize("backend", [pytest.param("dgl", marks=needs_dgl), "torch"])
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-6)])
 def test_fast_path_equals_the_reference(structures, backend, training, dtype, tolerance):
