@@ -758,7 +758,7 @@ def test_dgl_graphs_of_users_embed_alike(crysae, structures):
     graphs = crysae.converter.convert_many(structures)
     theirs = crysae.node_embeddings(crysae.converter.to_dgl(structures))
     for mine, other in zip(crysae.node_embeddings(graphs), theirs, strict=True):
-        assert_rows(other, mine)
+        assert_rows(other.numpy(), mine.numpy())
 
 
 # The same crystal in other words, on the shipped weights.
