@@ -35,7 +35,7 @@ from crysxpp_mm.errors import (
     StructureTypeError,
     UnknownModelError,
 )
-from crysxpp_mm.estimators import CrysXPPClassifier, CrysXPPRegressor
+from crysxpp_mm.estimators import CrysXPPClassifier, CrysXPPRegressor, base
 from crysxpp_mm.estimators.base import split_rows
 from crysxpp_mm.featurizers import CrysAEFeaturizer
 from crysxpp_mm.graph.converter import CrystalGraphConverter
@@ -503,31 +503,32 @@ def test_ensemble(fitted):
 
 
 def test_groups_are_never_divided():
-    groups = np.repeat(np.arange(10), 3)
+    groups = np.repeat(np.arange(10), 30)
     for seed in range(20):
-        train, held_out = split_rows(30, fraction=0.2, seed=seed, groups=groups)
-        assert len(held_out) == 6
+        train, held_out = split_rows(300, fraction=0.2, seed=seed, groups=groups)
+        assert len(held_out) == 60
         assert not set(groups[train]) & set(groups[held_out])
-        assert sorted([*train, *held_out]) == list(range(30))
+        assert sorted([*train, *held_out]) == list(range(300))
     with pytest.raises(DataError, match="of one group"):
-        split_rows(30, fraction=0.2, seed=0, groups=np.zeros(30, dtype=int))
+        split_rows(300, fraction=0.2, seed=0, groups=np.zeros(300, dtype=int))
 
 
 def test_every_class_stays_in_training():
-    strata = np.array([0] * 19 + [1])
+    strata = np.array([0] * 199 + [1])
     for seed in range(20):
-        train, held_out = split_rows(20, fraction=0.5, seed=seed, strata=strata)
-        assert 19 in train
-        assert len(held_out) == 10
+        train, held_out = split_rows(200, fraction=0.5, seed=seed, strata=strata)
+        assert 199 in train
+        assert len(held_out) == 100
 
 
 def test_few_rows_are_all_learned_from():
-    train, held_out = split_rows(9, fraction=0.5, seed=0)
-    assert len(train) == 9
+    train, held_out = split_rows(199, fraction=0.5, seed=0)
+    assert len(train) == 199
     assert len(held_out) == 0
 
 
-def test_groups_and_validation():
+def test_groups_and_validation(monkeypatch):
+    monkeypatch.setattr(base, "MIN_VALIDATED", 10)
     groups = [f"system {i % 4}" for i in range(16)]
     model = regressor().fit(SALTS, Y, groups=groups)
     assert model.members_[0].metadata["n_validation"] == 4

@@ -45,8 +45,12 @@ from crysxpp_mm.version import __version__
 if TYPE_CHECKING:
     from crysxpp_mm.explain import Contributions
 
-MIN_VALIDATED = 10
-"""With fewer labels none is held out to choose the best epoch."""
+MIN_VALIDATED = 200
+"""With fewer labels none is held out to choose the best epoch.
+
+The one-cycle rate ends near zero, so the last epoch is good. Measured on log10 K with 100 labels:
+a mean absolute error of 0.140 when all are learned from, 0.156 when ten choose the epoch.
+"""
 
 
 class Problem(NamedTuple):

@@ -50,7 +50,8 @@ class CrysXPPClassifier(ClassifierMixin, CrysXPPEstimator):  # type: ignore[misc
         gradient_clip: Largest norm of the gradient.
         sparsity: Weight lambda_1 of the L1 norm of the selector (Eq. 10); it makes exact zeros.
         patience: Epochs without a better validation loss after which training stops.
-        validation_fraction: Share of the training crystals that chooses the best epoch.
+        validation_fraction: Share of the training crystals that chooses the best epoch; fewer
+            than 200 labels are all learned from, and the last epoch is kept.
         seed: Of weights, splits and order. Equal seeds give equal models on one machine.
         checkpoint_dir: Folder for checkpoints, curves and tables, a folder a run inside.
         accelerator: As Lightning takes it; ``"auto"`` is CUDA where available, else the CPU.

@@ -64,7 +64,8 @@ class CrysXPPRegressor(RegressorMixin, CrysXPPEstimator):  # type: ignore[misc]
         loss: ``"l1"`` or ``"mse"`` of the standardized targets.
         sparsity: Weight lambda_1 of the L1 norm of the selector (Eq. 10); it makes exact zeros.
         patience: Epochs without a better validation loss after which training stops.
-        validation_fraction: Share of the training crystals that chooses the best epoch.
+        validation_fraction: Share of the training crystals that chooses the best epoch; fewer
+            than 200 labels are all learned from, and the last epoch is kept.
         seed: Of weights, splits and order. Equal seeds give equal models on one machine.
         checkpoint_dir: Folder for checkpoints, curves and tables, a folder a run inside. A fit
             that was killed goes on when it is called again with the same data and settings.
