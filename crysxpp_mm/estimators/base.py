@@ -52,6 +52,9 @@ The one-cycle rate ends near zero, so the last epoch is good. Measured on log10 
 a mean absolute error of 0.140 when all are learned from, 0.156 when ten choose the epoch.
 """
 
+PRETRAINED_RATE = 0.3
+"""Rate of a pretrained encoder, as a multiple of the readout's, unless one is named."""
+
 
 class Problem(NamedTuple):
     """What the networks have to learn."""
@@ -354,6 +357,8 @@ class CrysXPPEstimator(BaseEstimator, MSONable):  # type: ignore[misc]
         """
         names = {field.name for field in fields(FineTuneConfig)}
         params = self.get_params(deep=False)
+        if params["encoder_rate"] is None:
+            params["encoder_rate"] = 1.0 if self.pretrained is None else PRETRAINED_RATE
         config = FineTuneConfig(**{name: params[name] for name in names if name in params})
         count = self.n_members
         if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < 1:
