@@ -36,7 +36,6 @@ from crysxpp_mm.benchmarks.data import (
     data_root,
     load_mp_structures,
     load_tables,
-    target_named,
 )
 from crysxpp_mm.benchmarks.report import markdown_table, versions, write_report
 from crysxpp_mm.errors import DataError, SettingsError, UnknownModelError
@@ -119,6 +118,8 @@ def straight_line(n: int = 60) -> tuple[np.ndarray, np.ndarray]:
 
 # Data.
 
+TARGET = {target.name: target for target in TARGETS}
+
 
 def test_every_target_has_its_own_name() -> None:
     assert len({target.name for target in TARGETS}) == len(TARGETS)
@@ -126,13 +127,8 @@ def test_every_target_has_its_own_name() -> None:
 
 
 def test_invalid_values_are_not_learned() -> None:
-    learned = target_named("log10 eps_electronic").transform([0.5, 10.0, 1e6, float("nan")])
+    learned = TARGET["log10 eps_electronic"].transform([0.5, 10.0, 1e6, float("nan")])
     assert_allclose(learned, [np.nan, 1.0, np.nan, np.nan])
-
-
-def test_an_unknown_target_is_refused_by_name() -> None:
-    with pytest.raises(DataError, match="No target 'colour'"):
-        target_named("colour")
 
 
 def test_a_data_root_must_be_named_and_exist(
@@ -280,13 +276,6 @@ def test_columns_that_cannot_be_scored_are_refused() -> None:
     x[3, 0] = np.inf
     with pytest.raises(DataError, match="known row 3 are NaN"):
         cross_validate(x, y)
-
-
-def test_the_quick_table_scores_the_targets_that_it_is_given() -> None:
-    tables = small_tables()
-    table = columns.quick_score(columns.magpie_columns, tables=tables)
-    assert list(table.index) == ["exfoliation energy", "formation energy", "band gap"]
-    assert (table["mae"] > 0).all()
 
 
 # Summaries.

@@ -312,60 +312,6 @@ def _inner_errors(
     return errors
 
 
-def quick_table(features: Features, targets: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """A fast comparison of columns: ridge or SVR, a small grid, the same five folds.
-
-    Args:
-        features: Columns of each table by its name; tables without columns are left out.
-        targets: Targets of each table by its name.
-
-    Returns:
-        One row a target: ``mae`` with its ``std`` over the folds, the regressors' own errors, and
-        how often each was chosen.
-    """
-    rows = []
-    for target in TARGETS:
-        if target.table not in features or target.table not in targets:
-            continue
-        scores = cross_validate(
-            features[target.table],
-            targets[target.table][target.name].to_numpy(dtype=np.float64),
-            candidates=QUICK,
-        )
-        rows.append(
-            {
-                "target": target.name,
-                "mae": np.mean([s.mae for s in scores]),
-                "std": np.std([s.mae for s in scores]),
-                "ridge": np.mean([s.by_regressor["ridge"] for s in scores]),
-                "svr": np.mean([s.by_regressor["svr"] for s in scores]),
-                "svr_chosen": sum(s.chosen.regressor == "svr" for s in scores),
-            }
-        )
-    return pd.DataFrame(rows).set_index("target")
-
-
-def quick_score(
-    embed: Callable[[list[Structure]], NDArray[np.floating]],
-    root: str | Path | None = None,
-    *,
-    tables: Mapping[str, BenchmarkTable] | None = None,
-) -> pd.DataFrame:
-    """Score a function that makes columns of structures; about a minute.
-
-    Args:
-        embed: Structures to columns, shape ``(n_structures, n_columns)``.
-        root: The data root.
-        tables: Tables that are loaded already, in place of ``root``.
-
-    Returns:
-        See :func:`quick_table`.
-    """
-    loaded = load_tables(root) if tables is None else tables
-    features = {name: embed(table.structures) for name, table in loaded.items()}
-    return quick_table(features, {name: table.targets for name, table in loaded.items()})
-
-
 # The whole benchmark.
 
 

@@ -185,18 +185,6 @@ def load_tables(
     }
 
 
-def target_named(name: str) -> Target:
-    """The target of that name.
-
-    Raises:
-        DataError: There is none.
-    """
-    for target in TARGETS:
-        if target.name == name:
-            return target
-    raise DataError(f"No target {name!r}; there are {', '.join(t.name for t in TARGETS)}.")
-
-
 def load_mp_structures(root: str | Path | None, material_ids: Sequence[str]) -> list[Structure]:
     """Read crystals of ``mp_structures.zip``, in the order of their ids.
 

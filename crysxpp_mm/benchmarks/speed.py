@@ -206,9 +206,10 @@ def measure_epoch(
     steps = n_batches * (2 * rounds + 2)
 
     def module() -> PretrainModule:
-        return PretrainModule(CrysAE.random(**settings.model_settings), settings, steps=steps)
+        model = CrysAE.random(**settings.model_settings)
+        return PretrainModule(model, settings, steps=steps).train()
 
-    bare = module().train()
+    bare = module()
     parameters = list(bare.model.parameters())
     configured = bare.configure_optimizers()
     optimizer = configured["optimizer"] if isinstance(configured, dict) else configured
