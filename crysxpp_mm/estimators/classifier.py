@@ -32,7 +32,7 @@ class CrysXPPClassifier(ClassifierMixin, CrysXPPEstimator):  # type: ignore[misc
         hidden_dim: Width of the node embeddings; None for the pretrained model's, or 64.
         n_convs: Number of convolutions; None for the pretrained model's, or 3.
         selector: Whether there is a feature selector.
-        layers: What the readout sees, ``"last"`` layer (Eq. 8) or ``"all"``.
+        layers: What the readout sees, ``"all"`` layers or the ``"last"`` (Eq. 8).
         moments: What is taken over the atoms, of ``"mean"``, ``"std"`` and ``"max"``.
         readout_dim: Width of the hidden layer of the readout.
         n_members: Networks of the ensemble; their probabilities are averaged.
@@ -83,7 +83,7 @@ class CrysXPPClassifier(ClassifierMixin, CrysXPPEstimator):  # type: ignore[misc
         hidden_dim: int | None = None,
         n_convs: int | None = None,
         selector: bool = True,
-        layers: Literal["last", "all"] = "last",
+        layers: Literal["last", "all"] = "all",
         moments: Sequence[str] = ("mean",),
         readout_dim: int = 128,
         n_members: int = 1,
