@@ -662,6 +662,26 @@ def test_a_column_of_text_is_refused_by_name(featurizer, frame):
         featurizer.featurize_dataframe(frame, "crystal")
 
 
+def test_partitions_of_dask_give_the_same_rows(featurizer, frame):
+    dask = pytest.importorskip("dask", reason="the extra [dask] is not installed")
+    import dask.dataframe as dd
+
+    with dask.config.set({"dataframe.convert-string": False, "scheduler": "synchronous"}):
+        parts = dd.from_pandas(frame, npartitions=3, sort=False)
+        meta = featurizer.featurize_dataframe(parts._meta, "structure", pbar=False)
+        table = parts.map_partitions(
+            featurizer.featurize_dataframe, "structure", pbar=False, meta=meta
+        ).compute()
+    expected = featurizer.featurize_dataframe(frame, "structure", pbar=False)
+    assert list(table.index) == list(expected.index)
+    labels = featurizer.feature_labels()
+    assert_rows(table[labels], expected[labels])
+    with dask.config.set({"dataframe.convert-string": True, "scheduler": "synchronous"}):
+        text = dd.from_pandas(frame, npartitions=1, sort=False)
+        with pytest.raises(StructureTypeError, match=r"'structure' holds text.*convert-string"):
+            featurizer.featurize_dataframe(text._meta, "structure", pbar=False)
+
+
 def test_precheck_keeps_the_index(featurizer, frame):
     frame["structure"] = pd.Series([None, *frame["structure"][1:]], index=frame.index, dtype=object)
     assert featurizer.precheck_dataframe(frame, "structure") == 7 / 8
