@@ -56,7 +56,7 @@ setup(
         "scikit-learn>=1.6",
         "torch>=2.2",
         "tqdm>=4.66",
-        "typer>=0.12",
+        "typer>=0.16",
     ],
     extras_require={
         "dask": DASK,

@@ -285,6 +285,9 @@ def test_a_finished_run_becomes_a_folder_to_ship(tmp_path):
     card = (folder / "README.md").read_text()
     for part in ("# crysae-x", "A test.", "24 crystals", "0" * 64, "bond length", "18 / 6"):
         assert part in card
+    assert PretrainConfig.from_file(folder / "settings.json") == dataclasses.replace(
+        TINY, max_epochs=2
+    )
     shipped = CrysAE.load(folder / "model.json.gz")
     assert shipped.metadata["description"] == "A test"
     golden = json.loads((folder / "golden.json").read_text())["embeddings"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from pathlib import Path
@@ -20,6 +19,7 @@ from crysxpp_mm.training.pretrain import MODEL
 
 CARD = "README.md"
 GOLDEN = "golden.json"
+SETTINGS = "settings.json"
 
 
 def golden_crystals() -> dict[str, Structure]:
@@ -54,8 +54,8 @@ def write_release(
 ) -> Path:
     """Write the folder of a model from the folder of its run.
 
-    It receives ``model.json.gz``, ``README.md`` (the card), ``golden.json``, and the log of the
-    training as ``curves.csv`` and ``curves.png``.
+    It receives ``model.json.gz``, ``README.md`` (the card), ``settings.json`` (to train it again),
+    ``golden.json``, and the log of the training as ``curves.csv`` and ``curves.png``.
 
     Args:
         run: Folder that ``pretrain`` filled.
@@ -84,6 +84,7 @@ def write_release(
     for name in (CURVES, PICTURE):
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
+    write_document(facts["config"], folder / SETTINGS)
     write_document({"embeddings": golden_outputs(model)}, folder / GOLDEN)
     card = model_card(folder.name, model, pd.read_csv(source / CURVES), summary)
     (folder / CARD).write_text(card, encoding="utf-8")
@@ -147,11 +148,12 @@ def model_card(name: str, model: CrysAE, curves: pd.DataFrame, summary: str) -> 
             "crystals are accepted, but none was trained on."
         ),
         "",
-        "## Settings",
+        "## Train it again",
         "",
-        "```json",
-        json.dumps(config, indent=1),
-        "```",
+        f"    crysxpp pretrain DATA --config {SETTINGS} --out runs/{name}",
+        "",
+        f"`{SETTINGS}` lies beside this card; `DATA` is a zip or folder of the crystals, or their "
+        "graphs (`crysxpp graphs`).",
         "",
     ]
     return "\n".join(lines)
