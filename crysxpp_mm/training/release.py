@@ -152,8 +152,7 @@ def model_card(name: str, model: CrysAE, curves: pd.DataFrame, summary: str) -> 
         "",
         f"    crysxpp pretrain DATA --config {SETTINGS} --out runs/{name}",
         "",
-        f"`{SETTINGS}` lies beside this card; `DATA` is a zip or folder of the crystals, or their "
-        "graphs (`crysxpp graphs`).",
+        f"`{SETTINGS}` lies beside this card; `DATA` is a zip or folder of the crystals.",
         "",
     ]
     return "\n".join(lines)
