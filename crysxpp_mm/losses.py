@@ -76,13 +76,12 @@ def atom_feature_loss(logits: Tensor, features: Tensor) -> Tensor:
     Returns:
         Mean over atoms and known properties, a scalar; zero where nothing is known.
     """
-    entropy = logits.new_zeros(())
-    known = logits.new_zeros(())
-    for item in PROPERTIES:
-        block = slice(item.start, item.stop)
-        log_probability = functional.log_softmax(logits[:, block], dim=1)
-        entropy = entropy - (log_probability * features[:, block]).sum()
-        known = known + features[:, block].sum()
+    sizes = [item.stop - item.start for item in PROPERTIES]
+    log_probability = torch.cat(
+        [functional.log_softmax(block, dim=1) for block in logits.split(sizes, dim=1)], dim=1
+    )
+    entropy = -(log_probability * features).sum()
+    known = features.sum()
     return entropy / known.clamp(min=1e-6)
 
 

@@ -9,6 +9,7 @@ from torch.nn import functional
 from crysxpp_mm.layers.gated_sum import (
     Bonds,
     GatedNeighborSum,
+    rows_of_bonds,
     weighted_mean,
     weighted_variance,
 )
@@ -54,9 +55,9 @@ class CrystalGraphConv(nn.Module):
             total = torch.zeros_like(atoms)
         else:
             norm = self.bond_norm
-            mean, variance = self._statistics(projections, bonds)
+            mean, variance, rows = self._statistics(projections, bonds)
             total = GatedNeighborSum.apply(  # type: ignore[no-untyped-call] # torch types no apply
-                *projections, norm.weight, norm.bias, mean, variance, bonds, norm.eps, self.training
+                *projections, norm.weight, norm.bias, mean, variance, bonds, norm.eps, rows
             )
         return functional.softplus(atoms + self._normalize_atoms(total))
 
@@ -73,16 +74,20 @@ class CrystalGraphConv(nn.Module):
     @torch.no_grad()
     def _statistics(
         self, projections: tuple[Tensor, Tensor, Tensor], bonds: Bonds
-    ) -> tuple[Tensor, Tensor]:
-        """Mean and variance of the inner batch norm: of this batch in training, else running."""
+    ) -> tuple[Tensor, Tensor, list[Tensor] | None]:
+        """Mean and variance of the inner batch norm: of this batch in training, else running.
+
+        In training also the rows of the bonds that they were made of, less the mean.
+        """
         norm = self.bond_norm
         assert norm.running_mean is not None
         assert norm.running_var is not None
         if not self.training:
-            return norm.running_mean, norm.running_var
+            return norm.running_mean, norm.running_var, None
         center, neighbor, length = projections
         mean = weighted_mean(bonds, center, neighbor, length)
-        variance = weighted_variance(bonds, center - mean, neighbor, length)
+        rows = rows_of_bonds(bonds, center - mean, neighbor, length)
+        variance = weighted_variance(bonds, rows)
         count = bonds.weights.sum()
         unbiased = variance * (count / (count - 1).clamp(min=1))
         momentum = norm.momentum or 0.1
@@ -90,4 +95,4 @@ class CrystalGraphConv(nn.Module):
         norm.running_var.lerp_(unbiased, momentum)
         if norm.num_batches_tracked is not None:
             norm.num_batches_tracked += 1
-        return mean, variance
+        return mean, variance, rows

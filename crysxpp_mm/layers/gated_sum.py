@@ -3,7 +3,7 @@
 For a bond (u, v) the convolution needs ``W [z_u, z_v, s] = W_u z_u + W_v z_v + W_s s``: two
 projections an atom and one a distinct bond length, gathered per bond. Written with tensors of all
 bonds, memory traffic costs more than the arithmetic, so bonds go through in chunks, forward and
-backward, and the backward pass computes them again instead of keeping them.
+backward. In training the rows of the bonds, which the batch norm needs first, are kept for both.
 """
 
 from __future__ import annotations
@@ -65,11 +65,16 @@ def weighted_mean(bonds: Bonds, center: Tensor, neighbor: Tensor, length: Tensor
     ) / total
 
 
-def weighted_variance(bonds: Bonds, center: Tensor, neighbor: Tensor, length: Tensor) -> Tensor:
-    """Weighted mean of squares of summed rows whose mean is zero, ``(width,)``."""
-    squares = center.new_zeros(center.shape[1])
-    for chunk in bonds.chunks():
-        squares.addmv_(_sum_by_bond(chunk, center, neighbor, length).square_().t(), chunk.weights)
+def rows_of_bonds(bonds: Bonds, center: Tensor, neighbor: Tensor, length: Tensor) -> list[Tensor]:
+    """The summed rows of every bond, chunk by chunk, each ``(n_bonds of the chunk, width)``."""
+    return [_sum_by_bond(chunk, center, neighbor, length) for chunk in bonds.chunks()]
+
+
+def weighted_variance(bonds: Bonds, rows: list[Tensor]) -> Tensor:
+    """Weighted mean of squares of ``rows_of_bonds`` whose mean is zero, ``(width,)``."""
+    squares = rows[0].new_zeros(rows[0].shape[1])
+    for chunk, part in zip(bonds.chunks(), rows, strict=True):
+        squares.addmv_(part.square().t(), chunk.weights)
     return squares / bonds.weights.sum()
 
 
@@ -88,7 +93,7 @@ class GatedNeighborSum(torch.autograd.Function):
         variance: Tensor,
         bonds: Bonds,
         eps: float,
-        batch_statistics: bool,
+        rows: list[Tensor] | None,
     ) -> Tensor:
         """Sum over neighbours.
 
@@ -103,28 +108,35 @@ class GatedNeighborSum(torch.autograd.Function):
             variance: Variance over bonds.
             bonds: Which rows each bond sums.
             eps: Added to the variance.
-            batch_statistics: Whether ``mean`` and ``variance`` are those of these very bonds, so
-                that gradients flow through them as well.
+            rows: ``rows_of_bonds`` less their mean, where ``mean`` and ``variance`` are those of
+                these very bonds, so that gradients flow through them as well; else None.
 
         Returns:
             Shape ``(n_atoms, hidden_dim)``.
         """
         inverse = torch.rsqrt(variance + eps)
         factor = scale * inverse
-        folded = (
-            torch.addcmul(shift, center - mean, factor),
-            neighbor * factor,
-            length * factor,
-        )
         total = center.new_zeros(center.shape[0], center.shape[1] // 2)
-        for chunk in bonds.chunks():
-            gate, core = _gate(_sum_by_bond(chunk, *folded))
+        chunks = bonds.chunks()
+        if rows is None:
+            folded = (
+                torch.addcmul(shift, center - mean, factor),
+                neighbor * factor,
+                length * factor,
+            )
+        for index, chunk in enumerate(chunks):
+            normalized = (
+                _sum_by_bond(chunk, *folded)
+                if rows is None
+                else torch.addcmul(shift, rows[index], factor)
+            )
+            gate, core = _gate(normalized)
             gate *= core
             gate *= chunk.weights[:, None]
             total.index_add_(0, chunk.centers, gate)
         ctx.save_for_backward(center, neighbor, length, scale, shift, mean, inverse)
         ctx.bonds = bonds
-        ctx.batch_statistics = batch_statistics
+        ctx.rows = rows
         return total
 
     @staticmethod
@@ -133,46 +145,46 @@ class GatedNeighborSum(torch.autograd.Function):
         """Gradients of everything that is no index, in two passes over the bonds."""
         center, neighbor, length, scale, shift, mean, inverse = ctx.saved_tensors
         chunks = ctx.bonds.chunks()
-        centered = ((center - mean) * inverse, neighbor * inverse, length * inverse)
+        rows = ctx.rows
+        if rows is None:
+            rows = rows_of_bonds(ctx.bonds, center - mean, neighbor, length)
         grad_center = torch.zeros_like(center)
         grad_neighbor = torch.zeros_like(neighbor)
         grad_length = torch.zeros_like(length)
         grad_scale = torch.zeros_like(scale)
         grad_shift = torch.zeros_like(shift)
+        factor = scale * inverse
         # Gradient at the output of the batch norm; kept, being costlier than its memory.
         outer: list[Tensor] = []
-        for chunk in chunks:
-            unit = _sum_by_bond(chunk, *centered)
-            normalized = torch.addcmul(shift, unit, scale)
+        for chunk, row in zip(chunks, rows, strict=True):
+            normalized = torch.addcmul(shift, row, factor)
             gate, core = _gate(normalized)
             message = grad_total.index_select(0, chunk.centers)
             message *= chunk.weights[:, None]
             half = gate.shape[1]
-            grad = torch.empty_like(unit)
+            grad = torch.empty_like(row)
             slope = normalized[:, half:].sigmoid_()
             torch.mul(message, gate, out=grad[:, half:]).mul_(slope)
             message *= core
             message *= gate
             torch.mul(message, 1 - gate, out=grad[:, :half])
             grad_shift += grad.sum(0)
-            grad_scale += unit.mul_(grad).sum(0)
+            grad_scale += (row * grad).sum(0)
             outer.append(grad)
+        grad_scale *= inverse
 
-        factor = scale * inverse
-        if ctx.batch_statistics:
+        if ctx.rows is not None:
             total = ctx.bonds.weights.sum()
-            constant, linear = grad_shift / total, grad_scale / total
-        for chunk, grad in zip(chunks, outer, strict=True):
-            if ctx.batch_statistics:
-                unit = _sum_by_bond(chunk, *centered)
-                unit *= linear
-                unit += constant
-                unit *= chunk.weights[:, None]
-                grad -= unit
-            grad *= factor
+            constant, linear = grad_shift / total, grad_scale / total * inverse
+        for chunk, row, grad in zip(chunks, rows, outer, strict=True):
+            if ctx.rows is not None:
+                through_statistics = torch.addcmul(constant, row, linear)
+                grad.addcmul_(through_statistics, chunk.weights[:, None], value=-1)
             grad_center.index_add_(0, chunk.centers, grad)
             grad_neighbor.index_add_(0, chunk.neighbors, grad)
             grad_length.index_add_(0, chunk.lengths, grad)
+        for grad in (grad_center, grad_neighbor, grad_length):
+            grad *= factor
         return (
             grad_center,
             grad_neighbor,

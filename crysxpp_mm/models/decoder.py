@@ -152,13 +152,19 @@ class CrysAEDecoder(nn.Module):
         )
         biases = torch.cat([self.existence_bias] + [head(self.pair_bias) for head in heads])
         n_forms, width = len(forms), self.hidden_dim
+        # One gather for all groups: its gradient is one scatter, not one a group.
+        atoms = atoms.index_select(0, torch.cat([group.reshape(-1) for group in pairs.groups]))
         projected = atoms @ forms.permute(1, 0, 2).reshape(width, n_forms * width)
+        counts = [group.numel() for group in pairs.groups]
         parts = []
-        for group in pairs.groups:
+        for group, left, right in zip(
+            pairs.groups, projected.split(counts), atoms.split(counts), strict=True
+        ):
             crystals, size = group.shape
-            left = projected.index_select(0, group.reshape(-1))
-            right = atoms.index_select(0, group.reshape(-1)).view(crystals, size, width)
-            product = torch.bmm(left.view(crystals, size * n_forms, width), right.transpose(1, 2))
+            product = torch.bmm(
+                left.view(crystals, size * n_forms, width),
+                right.view(crystals, size, width).transpose(1, 2),
+            )
             product = product.view(crystals, size, n_forms, size).transpose(2, 3)
             parts.append(product.reshape(-1, n_forms))
         return list(
