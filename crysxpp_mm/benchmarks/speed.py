@@ -96,8 +96,8 @@ def measure_columns(
 
     magpie = ElementProperty.from_preset("magpie")
     magpie.set_n_jobs(1)
-    frame = pd.DataFrame({"structure": structures})
-    frame["composition"] = [structure.composition for structure in structures]
+    compositions = [structure.composition for structure in structures]
+    frame = pd.DataFrame({"structure": structures, "composition": compositions})
 
     def ours(rows: pd.DataFrame) -> None:
         featurizer.featurize_dataframe(rows, "structure", pbar=False)
