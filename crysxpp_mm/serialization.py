@@ -12,12 +12,13 @@ import tempfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import safetensors
 import safetensors.torch
 import torch
+from monty.json import MSONable
 from torch import Tensor, nn
 
 from crysxpp_mm.errors import ModelFileError
@@ -169,3 +170,29 @@ def digest(*arrays: np.ndarray) -> str:
         total.update(f"{array.dtype.str}{array.shape}".encode())
         total.update(np.ascontiguousarray(array).data)
     return total.hexdigest()
+
+
+class SavedDocument(MSONable):
+    """What is kept as one JSON document, written and read by name."""
+
+    def save(self, path: str | os.PathLike[str]) -> None:  # type: ignore[override]
+        """Write the model to ``path``, usually ``<name>.json.gz``."""
+        write_document(self.as_dict(), path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Read a model that ``save`` wrote; nothing is unpickled.
+
+        Raises:
+            ModelFileError: as ``from_dict``; the message names the file.
+        """
+        document = read_document(path)
+        if document.get("@class") != cls.__name__:
+            raise ModelFileError(
+                f"{path} holds a {document.get('@class')!r}, expected a {cls.__name__}."
+            )
+        try:
+            model: Self = cls.from_dict(document)  # type: ignore[assignment] # monty types no Self
+            return model
+        except ModelFileError as error:
+            raise ModelFileError(f"{path}: {error}") from error

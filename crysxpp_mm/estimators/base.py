@@ -32,11 +32,10 @@ from crysxpp_mm.models.crysae import CrysAE
 from crysxpp_mm.models.crysxpp import CrysXPP
 from crysxpp_mm.serialization import (
     FORMAT_VERSION,
+    SavedDocument,
     check_keys,
     digest,
-    read_document,
     weights_to_dict,
-    write_document,
 )
 from crysxpp_mm.training.config import FineTuneConfig
 from crysxpp_mm.training.finetune import Task, fine_tune
@@ -64,7 +63,7 @@ class Problem(NamedTuple):
     class_weights: NDArray[np.float64] | None = None
 
 
-class CrysXPPEstimator(BaseEstimator, MSONable):  # type: ignore[misc]
+class CrysXPPEstimator(BaseEstimator, SavedDocument):  # type: ignore[misc]
     """Shared ways of the estimators; see :class:`CrysXPPRegressor` for the arguments."""
 
     _task: Task
@@ -605,27 +604,6 @@ class CrysXPPEstimator(BaseEstimator, MSONable):  # type: ignore[misc]
             raise ModelFileError("the model has no members, or they have different outputs.")
         self.members_ = members
         self.learning_curve_ = curve
-
-    def save(self, path: str | os.PathLike[str]) -> None:  # type: ignore[override]
-        """Write the estimator to ``path``, usually ``<name>.json.gz``."""
-        write_document(self.as_dict(), path)
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Self:
-        """Read an estimator that ``save`` wrote; nothing is unpickled.
-
-        Raises:
-            ModelFileError: as ``from_dict``; the message names the file.
-        """
-        document = read_document(path)
-        if document.get("@class") != cls.__name__:
-            raise ModelFileError(
-                f"{path} holds a {document.get('@class')!r}, expected a {cls.__name__}."
-            )
-        try:
-            return cls.from_dict(document)
-        except ModelFileError as error:
-            raise ModelFileError(f"{path}: {error}") from error
 
 
 def _plain_setting(value: Any) -> Any:

@@ -7,28 +7,18 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Self
 
 import torch
-from monty.json import MSONable
 from torch import Tensor, nn
 
 from crysxpp_mm.errors import ModelFileError, SettingsError
 from crysxpp_mm.graph.arrays import CrystalGraphs
-from crysxpp_mm.graph.backend import Backend, Graph
-from crysxpp_mm.graph.batch import make_batch
+from crysxpp_mm.graph.backend import Graph
 from crysxpp_mm.graph.converter import CrystalGraphConverter
+from crysxpp_mm.models.base import CrystalGraphModel
 from crysxpp_mm.models.decoder import CrysAEDecoder, PairIndex, Reconstruction
 from crysxpp_mm.models.encoder import CrystalGraphEncoder
-from crysxpp_mm.serialization import (
-    FORMAT_VERSION,
-    check_keys,
-    load_weights,
-    read_document,
-    weights_to_dict,
-    write_document,
-)
-from crysxpp_mm.version import __version__
 
 
-class CrysAE(nn.Module, MSONable):
+class CrysAE(CrystalGraphModel):
     """Crystal-graph autoencoder (Das et al., npj Comput. Mater. 8, 43 (2022), Eqs. 1-7).
 
     The encoder embeds every atom of a crystal graph; the decoder rebuilds from the embeddings
@@ -75,17 +65,6 @@ class CrysAE(nn.Module, MSONable):
         self.decoder = CrysAEDecoder(hidden_dim=hidden_dim, pair_dim=pair_dim, normalize=normalize)
         self.metadata: dict[str, Any] = dict(metadata or {})
 
-    @classmethod
-    def random(cls, *, seed: int = 0, **settings: Any) -> Self:
-        """An untrained model with the weights of ``seed``, the control of every benchmark.
-
-        Its batch norms know no data; ``calibrated`` gives them statistics.
-        """
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            model = cls(**settings)
-        return model.eval()
-
     def calibrated(self, graphs: CrystalGraphs) -> Self:
         """Set the running statistics of the batch norms to those of ``graphs``; returns itself.
 
@@ -104,36 +83,11 @@ class CrysAE(nn.Module, MSONable):
         return self.eval()
 
     @property
-    def converter(self) -> CrystalGraphConverter:
-        """The graph rule that the weights belong to."""
-        return self._converter
-
-    @property
     def settings(self) -> dict[str, Any]:
         """Sizes and switches, as the constructor takes them."""
         settings = {**self.encoder.settings, **self.decoder.settings}
         del settings["cutoff"]  # the converter's
         return settings
-
-    def make_graph(
-        self,
-        graphs: CrystalGraphs,
-        *,
-        device: str | torch.device | None = None,
-        backend: Backend = "torch",
-    ) -> Graph:
-        """The batched graph that this model reads, on its device if none is named."""
-        return make_batch(
-            graphs,
-            device=device or self.device,
-            backend=backend,
-            element_fractions=self.encoder.element_channel,
-        )
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return self.encoder.embedding.weight.device
 
     def forward(self, graph: Graph, pairs: PairIndex) -> Reconstruction:
         """Rebuild a batch from its own embeddings.
@@ -167,65 +121,6 @@ class CrysAE(nn.Module, MSONable):
         graph = self.make_graph(graphs) if isinstance(graphs, CrystalGraphs) else graphs
         layers: list[Tensor] = self.encoder(graph)
         return layers
-
-    def as_dict(self) -> dict[str, Any]:
-        """The whole model as a JSON-ready dictionary."""
-        return {
-            "@module": type(self).__module__,
-            "@class": type(self).__name__,
-            "@version": __version__,
-            "format_version": FORMAT_VERSION,
-            "converter": self.converter.as_dict(),
-            "settings": self.settings,
-            "metadata": self.metadata,
-            "weights": weights_to_dict(self),
-        }
-
-    @classmethod
-    def from_dict(cls, d: Mapping[str, Any]) -> Self:
-        """Rebuild a model from ``as_dict``, in evaluation mode.
-
-        Raises:
-            ModelFileError: keys or tensors are missing, unknown, damaged or of a later format.
-        """
-        check_keys(
-            d,
-            required={"converter", "settings", "weights"},
-            optional={"metadata", "format_version"},
-        )
-        try:
-            rule = {key: value for key, value in d["converter"].items() if key[:1] != "@"}
-            with torch.random.fork_rng(devices=[]):
-                model = cls(
-                    converter=CrystalGraphConverter(**rule),
-                    metadata=d.get("metadata"),
-                    **d["settings"],
-                )
-        except (TypeError, AttributeError, SettingsError) as error:
-            raise ModelFileError(f"the settings of the model make no sense: {error}") from error
-        load_weights(model, d["weights"])
-        return model.eval()
-
-    def save(self, path: str | os.PathLike[str]) -> None:  # type: ignore[override]
-        """Write the model to ``path``, usually ``<name>.json.gz``."""
-        write_document(self.as_dict(), path)
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Self:
-        """Read a model that ``save`` wrote; nothing is unpickled.
-
-        Raises:
-            ModelFileError: as ``from_dict``; the message names the file.
-        """
-        document = read_document(path)
-        if document.get("@class") != cls.__name__:
-            raise ModelFileError(
-                f"{path} holds a {document.get('@class')!r}, expected a {cls.__name__}."
-            )
-        try:
-            return cls.from_dict(document)
-        except ModelFileError as error:
-            raise ModelFileError(f"{path}: {error}") from error
 
     @classmethod
     def from_released(cls, path: str | os.PathLike[str]) -> Self:

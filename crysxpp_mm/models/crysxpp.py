@@ -7,21 +7,19 @@ from copy import deepcopy
 from typing import Any, Literal, Self
 
 import torch
-from monty.json import MSONable
 from torch import Tensor, nn
 
 from crysxpp_mm.elements import N_FEATURES
-from crysxpp_mm.errors import ModelFileError, SettingsError
+from crysxpp_mm.errors import SettingsError
 from crysxpp_mm.graph.arrays import CrystalGraphs
-from crysxpp_mm.graph.backend import Backend, Graph
-from crysxpp_mm.graph.batch import ATOM_FEATURES, atom_batches, check_graph, make_batch
+from crysxpp_mm.graph.backend import Graph
+from crysxpp_mm.graph.batch import ATOM_FEATURES, atom_batches, check_graph
 from crysxpp_mm.graph.converter import CrystalGraphConverter
 from crysxpp_mm.layers.gcn import PlainGraphConv
+from crysxpp_mm.models.base import CrystalGraphModel
 from crysxpp_mm.models.crysae import CrysAE
 from crysxpp_mm.models.encoder import CrystalGraphEncoder
 from crysxpp_mm.models.pooling import MOMENTS, pool
-from crysxpp_mm.serialization import FORMAT_VERSION, check_keys, load_weights, weights_to_dict
-from crysxpp_mm.version import __version__
 
 EncoderKind = Literal["cgcnn", "gcn"]
 ENCODERS = ("cgcnn", "gcn")
@@ -84,7 +82,7 @@ class Readout(nn.Module):
         return prediction
 
 
-class CrysXPP(nn.Module, MSONable):
+class CrysXPP(CrystalGraphModel):
     """Predict properties of crystals (Das et al., npj Comput. Mater. 8, 43 (2022), Eqs. 8-9).
 
     The feature selector weighs the columns of the node features, the encoder embeds every atom,
@@ -167,14 +165,6 @@ class CrysXPP(nn.Module, MSONable):
         self.metadata: dict[str, Any] = dict(metadata or {})
 
     @classmethod
-    def random(cls, *, seed: int = 0, **settings: Any) -> Self:
-        """An untrained model with the weights of ``seed``, in evaluation mode."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            model = cls(**settings)
-        return model.eval()
-
-    @classmethod
     def from_autoencoder(cls, autoencoder: CrysAE, *, seed: int = 0, **settings: Any) -> Self:
         """Start from a copy of the whole encoder of a CrysAE, its input layer included.
 
@@ -191,11 +181,6 @@ class CrysXPP(nn.Module, MSONable):
         return model.eval()
 
     @property
-    def converter(self) -> CrystalGraphConverter:
-        """The graph rule that the weights belong to."""
-        return self._converter
-
-    @property
     def settings(self) -> dict[str, Any]:
         """Sizes and switches, as the constructor takes them."""
         sizes = dict(self.encoder.settings)
@@ -209,26 +194,6 @@ class CrysXPP(nn.Module, MSONable):
             "readout_dim": self.readout_dim,
             "n_targets": self.n_targets,
         }
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return self.encoder.embedding.weight.device
-
-    def make_graph(
-        self,
-        graphs: CrystalGraphs,
-        *,
-        device: str | torch.device | None = None,
-        backend: Backend = "torch",
-    ) -> Graph:
-        """The batched graph that this model reads, on its device if none is named."""
-        return make_batch(
-            graphs,
-            device=device or self.device,
-            backend=backend,
-            element_fractions=self.encoder.element_channel,
-        )
 
     def embed(self, graph: Graph) -> Tensor:
         """Pooled node embeddings ``Z_G`` (Eq. 8) of the selected features.
@@ -287,41 +252,3 @@ class CrysXPP(nn.Module, MSONable):
         if not rows:
             return torch.empty(0, self.n_targets, dtype=torch.float64)
         return (torch.cat(rows).double() * self.target_scale + self.target_mean).cpu()
-
-    def as_dict(self) -> dict[str, Any]:
-        """The whole model as a JSON-ready dictionary."""
-        return {
-            "@module": type(self).__module__,
-            "@class": type(self).__name__,
-            "@version": __version__,
-            "format_version": FORMAT_VERSION,
-            "converter": self.converter.as_dict(),
-            "settings": self.settings,
-            "metadata": self.metadata,
-            "weights": weights_to_dict(self),
-        }
-
-    @classmethod
-    def from_dict(cls, d: Mapping[str, Any]) -> Self:
-        """Rebuild a model from ``as_dict``, in evaluation mode.
-
-        Raises:
-            ModelFileError: keys or tensors are missing, unknown, damaged or of a later format.
-        """
-        check_keys(
-            d,
-            required={"converter", "settings", "weights"},
-            optional={"metadata", "format_version"},
-        )
-        try:
-            rule = {key: value for key, value in d["converter"].items() if key[:1] != "@"}
-            with torch.random.fork_rng(devices=[]):
-                model = cls(
-                    converter=CrystalGraphConverter(**rule),
-                    metadata=d.get("metadata"),
-                    **d["settings"],
-                )
-        except (TypeError, AttributeError, SettingsError) as error:
-            raise ModelFileError(f"the settings of the model make no sense: {error}") from error
-        load_weights(model, d["weights"])
-        return model.eval()

@@ -1,0 +1,112 @@
+"""What CrysAE and CrysXPP share: a graph rule, an encoder, and being data."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any, Self
+
+import torch
+from torch import nn
+
+from crysxpp_mm.errors import ModelFileError, SettingsError
+from crysxpp_mm.graph.arrays import CrystalGraphs
+from crysxpp_mm.graph.backend import Backend, Graph
+from crysxpp_mm.graph.batch import make_batch
+from crysxpp_mm.graph.converter import CrystalGraphConverter
+from crysxpp_mm.models.encoder import CrystalGraphEncoder
+from crysxpp_mm.serialization import (
+    FORMAT_VERSION,
+    SavedDocument,
+    check_keys,
+    load_weights,
+    weights_to_dict,
+)
+from crysxpp_mm.version import __version__
+
+
+class CrystalGraphModel(nn.Module, SavedDocument):
+    """A network with an encoder and the graph rule that its weights belong to."""
+
+    encoder: CrystalGraphEncoder
+    metadata: dict[str, Any]
+    _converter: CrystalGraphConverter
+
+    @property
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """Sizes and switches, as the constructor takes them."""
+
+    @classmethod
+    def random(cls, *, seed: int = 0, **settings: Any) -> Self:
+        """An untrained model with the weights of ``seed``, in evaluation mode.
+
+        Its batch norms know no data.
+        """
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = cls(**settings)
+        return model.eval()
+
+    @property
+    def converter(self) -> CrystalGraphConverter:
+        """The graph rule that the weights belong to."""
+        return self._converter
+
+    def make_graph(
+        self,
+        graphs: CrystalGraphs,
+        *,
+        device: str | torch.device | None = None,
+        backend: Backend = "torch",
+    ) -> Graph:
+        """The batched graph that this model reads, on its device if none is named."""
+        return make_batch(
+            graphs,
+            device=device or self.device,
+            backend=backend,
+            element_fractions=self.encoder.element_channel,
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.encoder.embedding.weight.device
+
+    def as_dict(self) -> dict[str, Any]:
+        """The whole model as a JSON-ready dictionary."""
+        return {
+            "@module": type(self).__module__,
+            "@class": type(self).__name__,
+            "@version": __version__,
+            "format_version": FORMAT_VERSION,
+            "converter": self.converter.as_dict(),
+            "settings": self.settings,
+            "metadata": self.metadata,
+            "weights": weights_to_dict(self),
+        }
+
+    @classmethod
+    def from_dict(cls, d: Mapping[str, Any]) -> Self:
+        """Rebuild a model from ``as_dict``, in evaluation mode.
+
+        Raises:
+            ModelFileError: keys or tensors are missing, unknown, damaged or of a later format.
+        """
+        check_keys(
+            d,
+            required={"converter", "settings", "weights"},
+            optional={"metadata", "format_version"},
+        )
+        try:
+            rule = {key: value for key, value in d["converter"].items() if key[:1] != "@"}
+            with torch.random.fork_rng(devices=[]):
+                model = cls(
+                    converter=CrystalGraphConverter(**rule),
+                    metadata=d.get("metadata"),
+                    **d["settings"],
+                )
+        except (TypeError, AttributeError, SettingsError) as error:
+            raise ModelFileError(f"the settings of the model make no sense: {error}") from error
+        load_weights(model, d["weights"])
+        return model.eval()
