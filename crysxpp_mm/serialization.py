@@ -98,13 +98,18 @@ def write_document(document: Mapping[str, Any], path: str | os.PathLike[str]) ->
     data = json.dumps(_plain(document), indent=1, sort_keys=True, allow_nan=False).encode()
     if target.suffix == ".gz":
         data = gzip.compress(data, mtime=0)
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    write_whole(target, data)
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file that appears under its name only when it is complete."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     temporary = Path(name)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
         temporary.chmod(0o644)
-        temporary.replace(target)
+        temporary.replace(path)
     except BaseException:
         temporary.unlink()
         raise

@@ -36,9 +36,9 @@ from crysxpp_mm.benchmarks.report import (
     model_name,
     versions,
     write_report,
-    write_whole,
 )
 from crysxpp_mm.errors import DataError, SettingsError
+from crysxpp_mm.serialization import write_whole
 
 if TYPE_CHECKING:
     from crysxpp_mm.models.crysae import CrysAE
@@ -616,7 +616,7 @@ class _FoldCache:
 
     def _write(self, folds: pd.DataFrame) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(self.path, folds.to_csv(index=False, lineterminator="\n"))
+        write_whole(self.path, folds.to_csv(index=False, lineterminator="\n").encode())
 
 
 _REGRESSORS = ("ridge", "svr", "trees")

@@ -5,13 +5,13 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
 
 from crysxpp_mm.errors import DataError
+from crysxpp_mm.serialization import write_whole
 from crysxpp_mm.version import __version__
 
 LISTED = ("torch", "numpy", "scikit-learn", "pandas", "pymatgen", "matminer", "lightning")
@@ -96,21 +96,9 @@ def write_report(
     try:
         target.mkdir(parents=True, exist_ok=True)
         for stem, table in tables.items():
-            write_whole(target / f"{stem}.csv", table.to_csv(index=False, lineterminator="\n"))
-        write_whole(target / f"{name}.md", text)
+            write_whole(
+                target / f"{stem}.csv", table.to_csv(index=False, lineterminator="\n").encode()
+            )
+        write_whole(target / f"{name}.md", text.encode())
     except OSError as error:
         raise DataError(f"{target} cannot take the results ({error}); name another.") from error
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file that appears under its name only when it is complete."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink()
-        raise
