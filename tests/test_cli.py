@@ -261,7 +261,7 @@ def test_many_failures_are_cut_short(cifs, model, tmp_path):
 
 def test_blocks_change_nothing(bad, model, tmp_path, monkeypatch):
     for name, size in (("a.csv", 256), ("b.csv", 1)):
-        monkeypatch.setattr(cli, "BLOCK", size)
+        monkeypatch.setattr(cli.featurize, "BLOCK", size)
         run("featurize", bad, "--model", model, "--ignore-errors", "--out", tmp_path / name)
     a, b = pd.read_csv(tmp_path / "a.csv"), pd.read_csv(tmp_path / "b.csv")
     pd.testing.assert_frame_equal(a, b, rtol=1e-5)
@@ -470,8 +470,8 @@ def test_reason_is_the_message_of_a_traceback():
         import traceback
 
         text = traceback.format_exc()
-    assert cli._reason(text) == "outer: two lines"
-    assert cli._reason("KeyboardInterrupt") == "KeyboardInterrupt"
+    assert cli.messages.reason(text) == "outer: two lines"
+    assert cli.messages.reason("KeyboardInterrupt") == "KeyboardInterrupt"
 
 
 def test_command_is_installed():

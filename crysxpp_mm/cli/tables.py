@@ -1,0 +1,106 @@
+"""The tables that commands write."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from gzip import GzipFile
+from io import TextIOWrapper
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
+
+from crysxpp_mm.errors import DataError, SettingsError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from crysxpp_mm.data.sources import StructureSource
+
+OUTPUT_SUFFIXES = (".csv", ".csv.gz", ".json.gz")
+"""Kinds of tables that are written."""
+
+
+def check_output(out: Path) -> None:
+    """Refuse the name of an output before any work is done.
+
+    Raises:
+        SettingsError: it is that of no table that can be written, or a folder.
+    """
+    if not out.name.endswith(OUTPUT_SUFFIXES):
+        raise SettingsError(f"--out {out}: the name must end in {', '.join(OUTPUT_SUFFIXES)}.")
+    if out.is_dir():
+        raise SettingsError(f"--out {out} is a folder; name a file in it.")
+
+
+def join_columns(
+    entries: StructureSource,
+    rows: list[list[float]],
+    labels: list[str],
+    errors: list[str] | None,
+) -> pd.DataFrame:
+    """What is written: the other columns or the names, the numbers, the errors.
+
+    Raises:
+        DataError: the table has a column of that name already.
+    """
+    import numpy as np
+    import pandas as pd
+
+    table = pd.DataFrame({"name": entries.names}) if entries.table is None else entries.table
+    numbers = pd.DataFrame(
+        np.array(rows, dtype=np.float32), columns=pd.Index(labels), index=table.index
+    )
+    parts = [table, numbers]
+    if errors is not None:
+        parts.append(pd.DataFrame({"error": errors}, index=table.index))
+    new = [label for part in parts[1:] for label in part.columns]
+    if taken := [label for label in new if label in table.columns]:
+        raise DataError(f"{entries.label} has a column {taken[0]!r} already; rename or remove it.")
+    return pd.concat(parts, axis=1)
+
+
+def write_table(table: pd.DataFrame, out: Path) -> None:
+    """Write a table; the file appears under its name only when it is complete."""
+    import pandas as pd
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.with_name(f".{out.name}.{os.getpid()}")
+    counted = table.index.equals(pd.RangeIndex(len(table)))
+    try:
+        with temporary.open("wb") as raw, _text(raw, packed=out.name.endswith(".gz")) as file:
+            if ".csv" in out.suffixes[-2:]:
+                plain = _plain(table, json.dumps)
+                plain.to_csv(file, index=not counted, lineterminator="\n")
+            else:
+                plain = _plain(table, lambda cell: cell)
+                plain.to_json(file, orient="split", double_precision=15)
+        temporary.replace(out)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _text(raw: BinaryIO, *, packed: bool) -> Iterator[TextIO]:
+    """A text file on a binary one; packed, it keeps no name and no time: same rows, same bytes."""
+    with ExitStack() as stack:
+        binary: Any = raw
+        if packed:
+            binary = stack.enter_context(GzipFile(filename="", mode="wb", fileobj=raw, mtime=0))
+        yield stack.enter_context(TextIOWrapper(binary, encoding="utf-8", newline=""))
+
+
+def _plain(table: pd.DataFrame, nested: Callable[[Any], Any]) -> pd.DataFrame:
+    """The table with structures and the like as dictionaries, and these as ``nested`` has them."""
+    import pandas as pd
+
+    def plain(cell: Any) -> Any:
+        cell = cell.as_dict() if hasattr(cell, "as_dict") else cell
+        return nested(cell) if isinstance(cell, dict | list) else cell
+
+    parts = [
+        cells.map(plain) if pd.api.types.is_object_dtype(cells) else cells
+        for _, cells in table.items()
+    ]
+    return pd.concat(parts, axis=1)

@@ -1,0 +1,183 @@
+"""``crysxpp graphs`` and ``crysxpp pretrain``."""
+
+# ruff: noqa: D301 - a backspace, not its escape, keeps the lines of an example apart in the help
+
+from __future__ import annotations
+
+import logging
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from crysxpp_mm.cli.inputs import find_source
+from crysxpp_mm.cli.messages import lines, print_errors
+from crysxpp_mm.cli.options import Column, DataHome, Source, Workers
+from crysxpp_mm.errors import DataError, SettingsError
+
+if TYPE_CHECKING:
+    from crysxpp_mm.data.store import GraphStore
+
+
+def graphs(
+    source: Source,
+    out: Annotated[Path, typer.Option(help="File to write.")] = Path("crystals.graphs"),
+    column: Column = None,
+    num_workers: Workers = 0,
+    ignore_errors: Annotated[
+        bool,
+        typer.Option("--ignore-errors", help="Leave out what has no graph; the file says why."),
+    ] = False,
+    data_home: DataHome = None,
+) -> None:
+    """Convert structures to a file of graphs.
+
+    A data set is converted once and can then be trained on often (crysxpp pretrain).
+
+    \b
+    Example:
+      crysxpp graphs crystals.zip --out crystals.graphs --num-workers 4
+    """
+    from crysxpp_mm.data.store import build_store
+
+    found, column = find_source(source, column, data_home)
+    store = build_store(
+        found, out, column=column, num_workers=num_workers, ignore_errors=ignore_errors
+    )
+    _describe_store(store, out)
+
+
+def pretrain(
+    data: Annotated[
+        str,
+        typer.Argument(
+            help="A graph store (crysxpp graphs), or what it can be built from; then it is kept "
+            "in the folder of the run.",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(help="Folder of the run; the same command goes on after an interruption."),
+    ],
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            help="YAML or JSON file of settings.  [default: those of crysae-mp-v1]",
+            show_default=False,
+        ),
+    ] = None,
+    column: Column = None,
+    num_workers: Workers = 0,
+    accelerator: Annotated[str, typer.Option(help="As Lightning takes it: cpu, gpu.")] = "cpu",
+    devices: Annotated[int, typer.Option(min=1, help="How many of them.")] = 1,
+    description: Annotated[
+        str, typer.Option(help="A line on the data, kept with the weights.")
+    ] = "",
+    ignore_errors: Annotated[
+        bool, typer.Option("--ignore-errors", help="Leave out crystals that have no graph.")
+    ] = False,
+    data_home: DataHome = None,
+) -> None:
+    """Pretrain CrysAE on structures.
+
+    No labels are used. The same command goes on with an interrupted run.
+
+    \b
+    Example, with a file of settings that holds "hidden_dim: 32" and "max_epochs: 20":
+      crysxpp pretrain crystals.zip --config small.yaml --out runs/small
+    """
+    from crysxpp_mm.training.config import PretrainConfig
+    from crysxpp_mm.training.pretrain import MODEL
+    from crysxpp_mm.training.pretrain import pretrain as run
+
+    settings = PretrainConfig.from_file(config) if config else PretrainConfig()
+    store = _training_store(
+        data,
+        out,
+        column=column,
+        num_workers=num_workers,
+        ignore_errors=ignore_errors,
+        data_home=data_home,
+    )
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)  # its tips are no results
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # between Lightning and torch
+    try:
+        model = run(
+            store.graphs,
+            settings,
+            out,
+            converter=store.converter,
+            data_hash=store.data_hash,
+            description=description,
+            accelerator=accelerator,
+            devices=devices,
+            num_workers=num_workers,
+        )
+    except FloatingPointError as error:
+        raise SettingsError(str(error)) from error
+    except SystemExit as stop:
+        if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning makes it an exit
+            typer.echo("The same command goes on from the last checkpoint.", err=True)
+            raise KeyboardInterrupt from stop
+        raise
+    results = model.metadata["results"]
+    typer.echo(
+        f"\n{results['epochs']} epochs done, the best loss {results['best_loss']:.4g} in epoch "
+        f"{results['best_epoch'] + 1}."
+    )
+    if "reconstruction" in results:
+        n_held_out = model.metadata["n_validation"]
+        typer.echo(f"Reconstruction of {n_held_out} crystals that were held out:")
+        for line in lines(results["reconstruction"]):
+            typer.echo(f"  {line}")
+    typer.echo(
+        f"\nWrote to {out}: {MODEL}, run.json, curves.csv, curves.png\n"
+        "Next:\n"
+        f"  crysxpp featurize SOURCE --model {out / MODEL} --out columns.csv"
+    )
+
+
+def _describe_store(store: GraphStore, path: Path) -> None:
+    graphs = store.graphs
+    typer.echo(
+        f"{len(store)} crystals with {int(graphs.n_atoms.sum())} atoms and "
+        f"{int(graphs.n_bonds.sum())} bonds; {len(store.errors)} left out."
+    )
+    print_errors(store.errors, "the file")
+    typer.echo(f"Graph store {path}: {path.stat().st_size / 1e6:.3g} MB, sha256 {store.data_hash}")
+
+
+def _training_store(
+    data: str,
+    out: Path,
+    *,
+    column: str | None,
+    num_workers: int,
+    ignore_errors: bool,
+    data_home: Path | None,
+) -> GraphStore:
+    """The graphs to train on: those given, those built before, or built now."""
+    from crysxpp_mm.data.sources import open_structures
+    from crysxpp_mm.data.store import SUFFIX, GraphStore, build_store
+
+    if data.endswith(SUFFIX):
+        return GraphStore.load(data)
+    found, column = find_source(data, column, data_home)
+    path = out / f"data{SUFFIX}"
+    if not path.exists():
+        store = build_store(
+            found, path, column=column, num_workers=num_workers, ignore_errors=ignore_errors
+        )
+        _describe_store(store, path)
+        return store
+    store = GraphStore.load(path)
+    names = open_structures(found, column=column).names
+    if set(names) != {*store.names, *store.errors}:
+        raise DataError(
+            f"{path} was built from other crystals than {data} holds; choose another --out, or "
+            "remove the file."
+        )
+    typer.echo(f"Using {path}, built before; remove it to build it anew.")
+    return store
