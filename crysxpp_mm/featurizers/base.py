@@ -10,14 +10,12 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
-import threading
 import traceback
 import warnings
 from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
 from copy import deepcopy
 from functools import lru_cache
 from pathlib import Path
@@ -46,6 +44,7 @@ from crysxpp_mm.graph.backend import Graph
 from crysxpp_mm.graph.batch import atom_batches
 from crysxpp_mm.graph.converter import CrystalGraphConverter, _read
 from crysxpp_mm.model_zoo import load_model
+from crysxpp_mm.threads import is_forked, one_torch_thread
 
 logger = logging.getLogger(__name__)
 
@@ -54,8 +53,6 @@ HINT = (
     "running the batch featurize() operation (e.g., featurize_many(), featurize_dataframe(), etc.)."
 )
 """What matminer adds to the error of a row."""
-
-_IMPORTED_IN = os.getpid()
 
 
 class NetworkOutputError(CrysXPPError, ValueError):
@@ -741,7 +738,7 @@ def _raise_again(error: Exception, before: str, after: str = "") -> NoReturn:
     raise again.with_traceback(error.__traceback__) from None
 
 
-# Networks and threads.
+# Networks.
 
 
 def _usable_device(device: str | None) -> torch.device:
@@ -751,7 +748,7 @@ def _usable_device(device: str | None) -> torch.device:
         SettingsError: the device is unknown, absent, or CUDA in a forked child.
     """
     if device is None:
-        cuda = torch.cuda.is_available() and not _is_forked()
+        cuda = torch.cuda.is_available() and not is_forked()
         return torch.device("cuda" if cuda else "cpu")
     try:
         return torch.empty(0, device=device).device
@@ -777,45 +774,3 @@ def _loaded(name: str | Path, stamp: tuple[str, int, int] | None, device: str) -
     model = load_model(name)
     # An estimator stays as it is; the featurizer will refuse it by name.
     return model.to(device).eval() if isinstance(model, nn.Module) else model
-
-
-def _is_forked() -> bool:
-    """Whether this process is the forked child of one in which the package was in use."""
-    return os.getpid() != _IMPORTED_IN
-
-
-class _Threads:
-    """How many calls in this process want one torch thread, and what to go back to."""
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.calls = 0
-        self.before = 1
-
-
-_threads: dict[int, _Threads] = {}
-
-
-@contextmanager
-def one_torch_thread() -> Iterator[None]:
-    """One torch thread inside, what was set before outside.
-
-    A forked child keeps its one thread: the pool of threads that its parent had did not come
-    along, and using it would hang.
-    """
-    if _is_forked():
-        torch.set_num_threads(1)
-        yield
-        return
-    threads = _threads.setdefault(os.getpid(), _Threads())
-    with threads.lock:
-        if threads.calls == 0:
-            threads.before = torch.get_num_threads()
-        threads.calls += 1
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        with threads.lock:
-            threads.calls -= 1
-            torch.set_num_threads(threads.before)

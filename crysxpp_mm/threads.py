@@ -1,0 +1,58 @@
+"""How many threads torch may use: one, while a network computes a column or a prediction.
+
+The networks are small. Two torch threads gain nothing on an idle machine, and on a busy one they
+wait for each other: a prediction was measured to take 20 times as long.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+_IMPORTED_IN = os.getpid()
+
+
+def is_forked() -> bool:
+    """Whether this process is the forked child of one in which the package was in use."""
+    return os.getpid() != _IMPORTED_IN
+
+
+class _Threads:
+    """How many calls in this process want one torch thread, and what to go back to."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.calls = 0
+        self.before = 1
+
+
+_threads: dict[int, _Threads] = {}
+
+
+@contextmanager
+def one_torch_thread() -> Iterator[None]:
+    """One torch thread inside, what was set before outside.
+
+    A forked child keeps its one thread: the pool of threads that its parent had did not come
+    along, and using it would hang.
+    """
+    if is_forked():
+        torch.set_num_threads(1)
+        yield
+        return
+    threads = _threads.setdefault(os.getpid(), _Threads())
+    with threads.lock:
+        if threads.calls == 0:
+            threads.before = torch.get_num_threads()
+        threads.calls += 1
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        with threads.lock:
+            threads.calls -= 1
+            torch.set_num_threads(threads.before)
