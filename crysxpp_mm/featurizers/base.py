@@ -2,7 +2,7 @@
 
 This is the module that knows matminer, scikit-learn's tags, Dask's text columns, forked children
 and torch's threads. A featurizer derives from :class:`BatchedFeaturizer` and says which columns a
-network makes of a batch of crystal graphs.
+network, or several, make of a batch of crystal graphs.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from copy import deepcopy
+from copy import copy, deepcopy
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, NoReturn, cast, overload
@@ -26,7 +26,7 @@ import pandas as pd
 import torch
 from joblib.externals.loky import ProcessPoolExecutor
 from matminer.featurizers.base import BaseFeaturizer
-from monty.json import MontyDecoder
+from monty.json import MontyDecoder, MSONable
 from numpy.typing import NDArray
 from pandas.api.types import is_object_dtype, is_string_dtype
 from pymatgen.core import IStructure
@@ -64,7 +64,7 @@ class _Batch(NamedTuple):
 
     start: int  # position of the first
     size: int
-    values: dict[int, NDArray[np.float32]]  # by position; complete with errors
+    values: dict[int, NDArray[Any]]  # by position; complete with errors
     errors: dict[int, Exception]  # by position
 
 
@@ -83,12 +83,17 @@ class _PackedModel(NamedTuple):
     data: dict[str, Any]
 
 
+Compute = Callable[[Any, Any], Sequence[NDArray[Any]]]
+"""What a model makes of its input (see ``_input``): one array for each crystal."""
+
+
 class BatchedFeaturizer(BaseFeaturizer):  # type: ignore[misc]
     """A matminer featurizer whose rows come out of a network, many at a time.
 
     A subclass stores ``model``, ``batch_atoms``, ``device`` and ``num_workers`` in its
     constructor and implements ``feature_labels``, ``citations``, ``implementors``,
-    ``_check_settings``, ``_check_model`` and ``_columns``.
+    ``_check_settings``, ``_check_model`` and ``_columns``. One that has several models overrides
+    ``_network``, ``_rules`` and ``_input`` as well.
 
     What differs from matminer's base class, and nothing else does:
 
@@ -141,8 +146,22 @@ class BatchedFeaturizer(BaseFeaturizer):  # type: ignore[misc]
         """Refuse a model of another kind, by name."""
 
     @abstractmethod
-    def _columns(self, model: Any, graph: Graph) -> Tensor:
-        """The columns of every crystal of a batch, shape ``(n_graphs, n_columns)``."""
+    def _columns(self, model: Any, graph: Any) -> Tensor:
+        """The columns of every crystal of a batch, shape ``(n_graphs, n_columns)``.
+
+        Args:
+            model: What ``_network`` gave.
+            graph: What ``_input`` made of the batch: one batched graph.
+        """
+
+    def _rules(self, model: Any) -> Sequence[CrystalGraphConverter]:
+        """The graph rules of what ``_network`` gave, each once."""
+        return [model.converter]
+
+    def _input(self, model: Any, graphs: Sequence[CrystalGraphs]) -> Any:
+        """What ``_columns`` reads, of the crystals of a batch by each of the rules."""
+        graph: Graph = model.make_graph(graphs[0])
+        return graph
 
     # matminer's interface.
 
@@ -341,11 +360,12 @@ class BatchedFeaturizer(BaseFeaturizer):  # type: ignore[misc]
 
     def _have_graphs(self, structures: Sequence[object]) -> list[bool]:
         self._check_settings()
-        converter = self._network().converter
+        rules = self._rules(self._network())
         passed: list[bool] = []
         for positions in atom_batches(_site_counts(structures), self.batch_atoms):
-            _, errors = _convert(converter, [structures[position] for position in positions])
-            passed.extend(index not in errors for index in range(len(positions)))
+            part = [structures[position] for position in positions]
+            failed = {index for rule in rules for index in _convert(rule, part)[1]}
+            passed.extend(index not in failed for index in range(len(positions)))
         return passed
 
     # scikit-learn's interface.
@@ -374,16 +394,11 @@ class BatchedFeaturizer(BaseFeaturizer):  # type: ignore[misc]
         return True
 
     def __getstate__(self) -> dict[str, Any]:
-        state = dict(super().__getstate__())
-        if isinstance(state.get("model"), nn.Module):
-            state["model"] = _PackedModel(state["model"].as_dict())
-        return state
+        return {name: _packed(value) for name, value in dict(super().__getstate__()).items()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        if isinstance(state.get("model"), _PackedModel):
-            with one_torch_thread():
-                state = {**state, "model": MontyDecoder().process_decoded(state["model"].data)}
-        super().__setstate__(state)
+        with one_torch_thread():
+            super().__setstate__({name: _unpacked(value) for name, value in state.items()})
 
     # The way of a batch.
 
@@ -433,26 +448,18 @@ class BatchedFeaturizer(BaseFeaturizer):  # type: ignore[misc]
             texts[position - batch.start] = "".join(traceback.format_exception(error))
         return matrix, texts
 
-    def _rows(self, model: Any, graph: Graph) -> Sequence[NDArray[np.float32]]:
+    def _rows(self, model: Any, graph: Any) -> Sequence[NDArray[Any]]:
         """The columns of every crystal of a batch."""
         return list(self._columns(model, graph).cpu().numpy())
 
-    def _embed_one(
-        self,
-        structure: object,
-        compute: Callable[[Any, Graph], Sequence[NDArray[np.float32]]],
-    ) -> NDArray[np.float32]:
+    def _embed_one(self, structure: object, compute: Compute) -> NDArray[Any]:
         """What ``compute`` makes of one structure."""
         (batch,) = self._stream([structure], compute)
         for error in batch.errors.values():
             raise error
         return batch.values[0]
 
-    def _embed_each(
-        self,
-        structures: Iterable[object],
-        compute: Callable[[Any, Graph], Sequence[NDArray[np.float32]]],
-    ) -> list[NDArray[np.float32]]:
+    def _embed_each(self, structures: Iterable[object], compute: Compute) -> list[NDArray[Any]]:
         """What ``compute`` makes of each structure.
 
         Raises:
@@ -465,7 +472,7 @@ class BatchedFeaturizer(BaseFeaturizer):  # type: ignore[misc]
                 f"expected several structures, got one {type(structures).__name__}; "
                 "put it into a list."
             )
-        arrays: list[NDArray[np.float32]] = []
+        arrays: list[NDArray[Any]] = []
         for batch in self._stream(list(structures), compute):
             if batch.errors:
                 first = min(batch.errors)
@@ -476,14 +483,14 @@ class BatchedFeaturizer(BaseFeaturizer):  # type: ignore[misc]
     def _stream(
         self,
         structures: Sequence[object],
-        compute: Callable[[Any, Graph], Sequence[NDArray[np.float32]]],
+        compute: Compute,
         refused: Mapping[int, Exception] | None = None,
     ) -> Iterator[_Batch]:
         """Convert and compute, batch after batch.
 
         Args:
             structures: The inputs.
-            compute: What the network makes of a batch: one array for each crystal.
+            compute: What the network makes of a batch.
             refused: Inputs that are not to be looked at, with their errors, by position.
         """
         refused = refused or {}
@@ -491,9 +498,9 @@ class BatchedFeaturizer(BaseFeaturizer):  # type: ignore[misc]
         model = self._network()
         blocks = atom_batches(_site_counts(structures), self.batch_atoms)
         wanted = [[int(p) for p in block if p not in refused] for block in blocks]
-        parts = ([structures[position] for position in positions] for positions in wanted)
-        converted = self._converted(model.converter, parts, len(blocks))
-        for block, positions, (graphs, errors) in zip(blocks, wanted, converted, strict=True):
+        converted = [self._converted(rule, structures, wanted) for rule in self._rules(model)]
+        for block, positions, *by_rule in zip(blocks, wanted, *converted, strict=True):
+            graphs, errors = _common(by_rule, len(positions))
             good = [p for index, p in enumerate(positions) if index not in errors]
             values, failed = self._evaluate(model, graphs, compute)
             yield _Batch(
@@ -508,11 +515,15 @@ class BatchedFeaturizer(BaseFeaturizer):  # type: ignore[misc]
             )
 
     def _converted(
-        self, converter: CrystalGraphConverter, parts: Iterable[list[object]], n_parts: int
+        self,
+        converter: CrystalGraphConverter,
+        structures: Sequence[object],
+        wanted: Sequence[Sequence[int]],
     ) -> Iterator[tuple[CrystalGraphs, dict[int, Exception]]]:
-        """The graphs of each part, built here or by ``num_workers`` processes."""
+        """The graphs of each batch of positions, built here or by ``num_workers`` processes."""
+        parts = ([structures[position] for position in positions] for positions in wanted)
         # A pool cannot start in a pool's own process.
-        if self.num_workers == 0 or n_parts < 2 or multiprocessing.current_process().daemon:
+        if self.num_workers == 0 or len(wanted) < 2 or multiprocessing.current_process().daemon:
             for part in parts:
                 yield _convert(converter, part)
             return
@@ -533,30 +544,32 @@ class BatchedFeaturizer(BaseFeaturizer):  # type: ignore[misc]
     def _evaluate(
         self,
         model: Any,
-        graphs: CrystalGraphs,
-        compute: Callable[[Any, Graph], Sequence[NDArray[np.float32]]],
-    ) -> tuple[dict[int, NDArray[np.float32]], dict[int, Exception]]:
-        """The network on one batch: values and errors, both by position in the batch."""
-        if not len(graphs):
+        graphs: Sequence[CrystalGraphs],
+        compute: Compute,
+    ) -> tuple[dict[int, NDArray[Any]], dict[int, Exception]]:
+        """The network on one batch, given by each rule: values and errors, both by position."""
+        n_graphs = len(graphs[0])
+        if not n_graphs:
             return {}, {}
-        values: dict[int, NDArray[np.float32]] = {}
+        values: dict[int, NDArray[Any]] = {}
         errors: dict[int, Exception] = {}
         try:
             with one_torch_thread(), torch.inference_mode():
-                arrays = compute(model, model.make_graph(graphs))
+                arrays = compute(model, self._input(model, graphs))
         except Exception as error:  # matminer's contract: any error is the error of a row
-            if len(graphs) == 1:
+            if n_graphs == 1:
                 return {}, {0: error}
             logger.warning(
                 "%s: the network failed on a batch of %d structures (%s: %s); they are computed "
                 "one by one.",
                 type(self).__name__,
-                len(graphs),
+                n_graphs,
                 type(error).__name__,
                 error,
             )
-            for index in range(len(graphs)):
-                single, failed = self._evaluate(model, graphs.select([index]), compute)
+            for index in range(n_graphs):
+                alone = [part.select([index]) for part in graphs]
+                single, failed = self._evaluate(model, alone, compute)
                 values.update((index, value) for value in single.values())
                 errors.update((index, failure) for failure in failed.values())
             return values, errors
@@ -573,19 +586,23 @@ class BatchedFeaturizer(BaseFeaturizer):  # type: ignore[misc]
 
     def _network(self) -> Any:
         """The model, ready to compute: on its device and in evaluation mode."""
+        return self._ready(self.model)
+
+    def _ready(self, model: Any) -> Any:
+        """A model by name, by path or as an object: checked, on its device, to evaluate."""
         with one_torch_thread():
-            if isinstance(self.model, str | os.PathLike):
-                device = _usable_device(self.device)
-                model = _load(self.model, device)
-                self._check_model(model)
+            if isinstance(model, str | os.PathLike):
+                loaded = _load(model, _usable_device(self.device))
+                self._check_model(loaded)
+                return loaded
+            self._check_model(model)
+            device = None if self.device is None else _usable_device(self.device)
+            if all(_is_ready(network, device) for network in _networks(model)):
                 return model
-            self._check_model(self.model)
-            here = next(self.model.parameters()).device
-            device = here if self.device is None else _usable_device(self.device)
-            elsewhere = device.type != here.type or device.index not in (None, here.index)
-            if elsewhere or any(module.training for module in self.model.modules()):
-                return deepcopy(self.model).to(device).eval()  # the caller's stays as it is
-            return self.model
+            mine = deepcopy(model) if isinstance(model, nn.Module) else copy(model)
+            if not isinstance(model, nn.Module):
+                mine.members_ = deepcopy(model.members_)
+            return _prepare(mine, device)  # the caller's stays as it is
 
 
 # Structures.
@@ -656,6 +673,21 @@ def _convert(
     parts = [_convert(converter, [structure]) for structure in structures]
     graphs = CrystalGraphs.concatenate([part for part, _ in parts])
     return graphs, {i: error for i, (_, errors) in enumerate(parts) for error in errors.values()}
+
+
+def _common(
+    converted: Sequence[tuple[CrystalGraphs, dict[int, Exception]]], n_structures: int
+) -> tuple[list[CrystalGraphs], dict[int, Exception]]:
+    """The graphs of those structures that have one by every rule, and the errors of the others."""
+    errors: dict[int, Exception] = {}
+    for _, failed in reversed(converted):
+        errors.update(failed)
+    parts = []
+    for graphs, failed in converted:
+        kept = [index for index in range(n_structures) if index not in failed]
+        common = [place for place, index in enumerate(kept) if index not in errors]
+        parts.append(graphs if len(common) == len(kept) else graphs.select(common))
+    return parts, errors
 
 
 def _read_each(structures: Sequence[Any]) -> tuple[list[int], list[Any], dict[int, Exception]]:
@@ -768,9 +800,44 @@ def _load(name: str | os.PathLike[str], device: torch.device) -> Any:
     return _loaded(name if isinstance(name, str) else path, stamp, str(device))
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=64)
 def _loaded(name: str | Path, stamp: tuple[str, int, int] | None, device: str) -> Any:
     """``stamp`` tells a file that was written anew from the one loaded before."""
-    model = load_model(name)
-    # An estimator stays as it is; the featurizer will refuse it by name.
-    return model.to(device).eval() if isinstance(model, nn.Module) else model
+    return _prepare(load_model(name), torch.device(device))
+
+
+def _networks(model: Any) -> list[nn.Module]:
+    """The networks of a model: itself, or the members of an estimator that is fitted."""
+    return [model] if isinstance(model, nn.Module) else list(getattr(model, "members_", []))
+
+
+def _is_ready(network: nn.Module, device: torch.device | None) -> bool:
+    """Whether a network is on ``device`` (anywhere if None) and in evaluation mode."""
+    here = next(network.parameters()).device
+    elsewhere = device is not None and (
+        device.type != here.type or device.index not in (None, here.index)
+    )
+    return not elsewhere and not any(module.training for module in network.modules())
+
+
+def _prepare(model: Any, device: torch.device | None) -> Any:
+    """The model itself, its networks on ``device`` (where they are if None), to evaluate."""
+    for network in _networks(model):
+        network.to(device).eval()
+    return model
+
+
+def _packed(value: Any) -> Any:
+    """The model objects in an argument as data, whatever else there is as it is."""
+    if type(value) in (list, tuple):
+        return type(value)(_packed(item) for item in value)
+    return _PackedModel(value.as_dict()) if isinstance(value, MSONable) else value
+
+
+def _unpacked(value: Any) -> Any:
+    """What ``_packed`` was given."""
+    if isinstance(value, _PackedModel):
+        return MontyDecoder().process_decoded(value.data)
+    if type(value) in (list, tuple):
+        return type(value)(_unpacked(item) for item in value)
+    return value
