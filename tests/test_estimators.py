@@ -35,8 +35,9 @@ from crysxpp_mm.errors import (
     StructureTypeError,
     UnknownModelError,
 )
-from crysxpp_mm.estimators import CrysXPPClassifier, CrysXPPRegressor, base
-from crysxpp_mm.estimators.base import split_rows
+from crysxpp_mm.estimators import CrysXPPClassifier, CrysXPPRegressor, splits
+from crysxpp_mm.estimators.documents import document_hash
+from crysxpp_mm.estimators.splits import split_rows
 from crysxpp_mm.featurizers import CrysAEFeaturizer
 from crysxpp_mm.graph.converter import CrystalGraphConverter
 from crysxpp_mm.model_zoo import load_model
@@ -536,7 +537,7 @@ def test_few_rows_are_all_learned_from():
 
 
 def test_groups_and_validation(monkeypatch):
-    monkeypatch.setattr(base, "MIN_VALIDATED", 10)
+    monkeypatch.setattr(splits, "MIN_VALIDATED", 10)
     groups = [f"system {i % 4}" for i in range(16)]
     model = regressor().fit(SALTS, Y, groups=groups)
     assert model.members_[0].metadata["n_validation"] == 4
@@ -665,10 +666,8 @@ def test_classes_keep_their_kind(values):
 
 
 def _rehash(document):
-    from crysxpp_mm.estimators.base import _document_hash
-
     plain = {k: v for k, v in document.items() if not k.startswith("@")}
-    document["sha256"] = _document_hash(plain)
+    document["sha256"] = document_hash(plain)
 
 
 @pytest.mark.parametrize(

@@ -9,23 +9,28 @@ import os
 import warnings
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 import pandas as pd
 import torch
-from monty.json import MSONable
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError
 from sklearn.utils import Tags
 
 from crysxpp_mm.errors import DataError, ModelFileError, SettingsError
+from crysxpp_mm.estimators.documents import document_hash, plain_setting, table_to_dict
+from crysxpp_mm.estimators.domain import TrainingDomain
 from crysxpp_mm.estimators.inputs import Crystals, read_crystals
+from crysxpp_mm.estimators.intervals import Calibration
+from crysxpp_mm.estimators.splits import group_codes, split_rows
 from crysxpp_mm.graph.arrays import DTYPES, CrystalGraphs
+from crysxpp_mm.graph.batch import atom_batches
 from crysxpp_mm.graph.converter import CrystalGraphConverter
 from crysxpp_mm.model_zoo import load_model
 from crysxpp_mm.models.crysae import CrysAE
@@ -37,22 +42,20 @@ from crysxpp_mm.serialization import (
     digest,
     weights_to_dict,
 )
+from crysxpp_mm.threads import is_forked, one_torch_thread
 from crysxpp_mm.training.config import FineTuneConfig
-from crysxpp_mm.training.finetune import Task, fine_tune
+from crysxpp_mm.training.finetune import Task
+from crysxpp_mm.training.finetune import fine_tune as train_on_labels
 from crysxpp_mm.version import __version__
 
 if TYPE_CHECKING:
     from crysxpp_mm.explain import Contributions
 
-MIN_VALIDATED = 200
-"""With fewer labels none is held out to choose the best epoch.
-
-The one-cycle rate ends near zero, so the last epoch is good. Measured on log10 K with 100 labels:
-a mean absolute error of 0.140 when all are learned from, 0.156 when ten choose the epoch.
-"""
-
 PRETRAINED_RATE = 0.3
 """Rate of a pretrained encoder, as a multiple of the readout's, unless one is named."""
+
+FINE_TUNE_RATE = 0.25
+"""Rate at which a fitted estimator goes on, as a multiple of that of ``fit``."""
 
 
 class Problem(NamedTuple):
@@ -61,6 +64,30 @@ class Problem(NamedTuple):
     targets: NDArray[Any]  # (n, n_targets) in the units of training, NaN = unknown; or classes
     n_outputs: int
     class_weights: NDArray[np.float64] | None = None
+
+
+ReadLabels = Callable[[Any, Crystals], tuple[NDArray[np.bool_], Any]]
+"""Which rows have a label, and all labels in a form that ``_problem`` takes."""
+
+
+class Labelled(NamedTuple):
+    """What is learned from, rows without a label left out."""
+
+    graphs: CrystalGraphs  # of X, then those of validation
+    labels: Any  # of the same rows
+    n_rows: int  # of X
+    groups: NDArray[np.int64] | None  # of the rows of X
+    left_out: pd.DataFrame
+
+
+class Stage(NamedTuple):
+    """What a fit, or a fine-tuning after it, has made."""
+
+    members: list[CrysXPP]
+    curve: pd.DataFrame
+    train: NDArray[np.int64]  # rows that were learned from
+    calibration: Calibration | None
+    record: dict[str, Any]
 
 
 class CrysXPPEstimator(BaseEstimator, SavedDocument):  # type: ignore[misc]
@@ -92,16 +119,34 @@ class CrysXPPEstimator(BaseEstimator, SavedDocument):  # type: ignore[misc]
     left_out_: pd.DataFrame
     n_train_: int
     data_hash_: str
+    history_: list[dict[str, Any]]
+    calibration_: Calibration | None
+    domain_: TrainingDomain
+    _embedder: CrysXPP | None  # what places crystals in the domain, if not the first member
 
     # What a subclass says.
 
     @abstractmethod
     def _read_labels(self, y: Any, crystals: Crystals) -> tuple[NDArray[np.bool_], Any]:
-        """Which rows have a label, and the labels in a form that ``_problem`` takes."""
+        """Read labels for ``fit``; sets what they mean."""
+
+    @abstractmethod
+    def _match_labels(self, y: Any, crystals: Crystals) -> tuple[NDArray[np.bool_], Any]:
+        """Read labels that have to mean what those of ``fit`` meant; sets nothing."""
 
     @abstractmethod
     def _problem(self, labels: Any) -> Problem:
-        """What to learn; sets what the labels mean."""
+        """What ``fit`` has to learn; sets what the labels mean."""
+
+    @abstractmethod
+    def _same_problem(self, labels: Any) -> Problem:
+        """What ``fine_tune`` has to learn; sets nothing."""
+
+    def _calibrated(
+        self, members: list[CrysXPP], graphs: CrystalGraphs, problem: Problem, source: str
+    ) -> Calibration | None:
+        """Errors on crystals that were not learned from, where they are of use."""
+        return None
 
     @abstractmethod
     def _strata(self, problem: Problem) -> NDArray[np.int64] | None:
@@ -184,6 +229,60 @@ class CrysXPPEstimator(BaseEstimator, SavedDocument):  # type: ignore[misc]
         structures = table[structure_column(table)]
         return self._fit(structures, y, groups=None, validation=None, ignore_errors=True)
 
+    def fine_tune(
+        self,
+        X: Any,
+        y: Any,
+        *,
+        learning_rate: float | None = None,
+        max_epochs: int = 20,
+        groups: Any = None,
+        validation: tuple[Any, Any] | None = None,
+    ) -> Self:
+        """Go on learning from more labelled crystals, at a smaller rate.
+
+        Every member goes on from its weights. What the labels mean stays: targets, classes,
+        transforms, units, mean and scale. The batch norms keep their statistics, which few
+        crystals would spoil. The crystals learned from before are not shown again, so that what
+        they taught fades the more, the higher the rate and the more epochs.
+
+        New crystals are held out as ``fit`` does it, and give the intervals of a regressor; where
+        there are none, ``calibrate`` is needed before ``predict_interval``. The crystals of
+        ``domain`` become those of before and these, in the embedding of before.
+
+        The other settings are the estimator's, with the steps an epoch of ``fit`` (``min_steps``
+        / ``max_epochs``) and without ``frozen_epochs``. A call that fails changes nothing.
+
+        Args:
+            X: Structures or graphs, as ``fit`` takes them.
+            y: Their labels; NaN where unknown.
+            learning_rate: Peak of the one-cycle rate of the readout; a quarter of the
+                estimator's if None. The rates of encoder and selector change in proportion.
+            max_epochs: Epochs at most.
+            groups: As ``fit`` takes them.
+            validation: As ``fit`` takes it.
+
+        Returns:
+            Itself.
+
+        Raises:
+            NotFittedError: nothing was learned yet.
+            SettingsError: an option has a value that makes no sense.
+            DataError: the labels are unusable, or mean something else than those of before; the
+                message says which and why.
+            StructureTypeError, UnknownElementError, StructureError: a crystal has no graph; the
+                message names the row.
+        """
+        self._check_fitted()
+        return self._fine_tune(
+            X,
+            y,
+            learning_rate=learning_rate,
+            max_epochs=max_epochs,
+            groups=groups,
+            validation=validation,
+        )
+
     def _fit(
         self,
         X: Any,
@@ -198,93 +297,222 @@ class CrysXPPEstimator(BaseEstimator, SavedDocument):  # type: ignore[misc]
         config = self._config()
         source = self._source()
         template = self._network(source, seed=0, n_targets=1)
-        crystals = read_crystals(X, template.converter)
+        data = self._gather(
+            X,
+            y,
+            self._read_labels,
+            template.converter,
+            groups=groups,
+            validation=validation,
+            ignore_errors=ignore_errors,
+        )
+        problem = self._problem(data.labels)
+        train, held_out = self._split(data, problem, config)
+        origin = None if source is None else weights_to_dict(source)["sha256"]
+        starts = []
+        for member in range(self.n_members):
+            seed = config.seed + member
+            network = self._network(source, seed=seed, n_targets=problem.n_outputs)
+            network.metadata = {"pretrained": origin}
+            if self._task == "regression":
+                mean = np.nanmean(problem.targets[train], axis=0)
+                scale = np.nanstd(problem.targets[train], axis=0)
+                scale[scale <= 1e-12 * np.abs(mean)] = 0.0  # equal labels, but for rounding
+                network.target_mean.copy_(torch.from_numpy(mean))
+                network.target_scale.copy_(torch.from_numpy(scale))
+            starts.append(network)
+        stage = self._learn(starts, data, problem, config, train, held_out, name="fit")
+
+        chosen = data.graphs.select(stage.train)
+        self.domain_ = TrainingDomain.measure(
+            self._embed(stage.members[0], chosen), chosen, seed=config.seed
+        )
+        self._embedder = None
+        self.left_out_ = data.left_out
+        self.n_train_ = data.n_rows
+        self.data_hash_ = stage.record["data_hash"]
+        self.history_ = [stage.record]
+        self.calibration_ = stage.calibration
+        self.members_ = stage.members
+        self.learning_curve_ = stage.curve.assign(stage=0)
+        return self
+
+    def _fine_tune(
+        self,
+        X: Any,
+        y: Any,
+        *,
+        learning_rate: float | None,
+        max_epochs: int,
+        groups: Any,
+        validation: tuple[Any, Any] | None,
+    ) -> Self:
+        before = self._config()
+        rate = before.learning_rate * FINE_TUNE_RATE if learning_rate is None else learning_rate
+        config = replace(before, learning_rate=rate, max_epochs=max_epochs, frozen_epochs=0)
+        config = replace(
+            config,
+            selector_rate=before.selector_rate * rate / before.learning_rate,
+            min_steps=round(before.min_steps * max_epochs / before.max_epochs),
+        )
+        data = self._gather(
+            X,
+            y,
+            self._match_labels,
+            self.converter_,
+            groups=groups,
+            validation=validation,
+            ignore_errors=False,
+        )
+        problem = self._same_problem(data.labels)
+        train, held_out = self._split(data, problem, config)
+        starts = [deepcopy(member) for member in self.members_]
+        stage = self._learn(starts, data, problem, config, train, held_out, name="fine_tune")
+
+        chosen = data.graphs.select(stage.train)
+        embedder = self._embedder or deepcopy(self.members_[0])
+        self.domain_ = self.domain_.extended(
+            self._embed(embedder, chosen), chosen, seed=config.seed
+        )
+        self._embedder = embedder
+        last = self.learning_curve_.groupby("member")["epoch"].max()
+        curve = stage.curve.assign(stage=len(self.history_))
+        curve["epoch"] += curve["member"].map(last) + 1
+        self.learning_curve_ = pd.concat([self.learning_curve_, curve], ignore_index=True)
+        self.left_out_ = data.left_out
+        self.n_train_ += data.n_rows
+        self.history_ = [*self.history_, stage.record]
+        together = "".join(record["data_hash"] for record in self.history_)
+        self.data_hash_ = hashlib.sha256(together.encode()).hexdigest()
+        self.calibration_ = stage.calibration
+        self.members_ = stage.members
+        return self
+
+    def _gather(
+        self,
+        X: Any,
+        y: Any,
+        read: ReadLabels,
+        converter: CrystalGraphConverter,
+        *,
+        groups: Any,
+        validation: tuple[Any, Any] | None,
+        ignore_errors: bool,
+    ) -> Labelled:
+        """The crystals and labels of ``X`` that can be learned from, and those of validation."""
+        self._device()  # an accelerator that is absent is found before the training
+        crystals = read_crystals(X, converter)
         if not ignore_errors:
             crystals.refuse_errors()
         extra = None
         if validation is not None:
             if groups is not None:
                 raise SettingsError("give groups or validation, not both.")
-            extra = self._read_validation(validation, template.converter)
+            extra = self._read_validation(validation, read, converter)
         self._ignore_bad_labels = ignore_errors
         self._label_errors: dict[int, str] = {}
-        known, labels = self._read_labels(y, crystals)
+        known, labels = read(y, crystals)
         used, left_out = self._choose_rows(crystals, known)
         graphs = crystals.graphs.select(np.flatnonzero(np.isin(crystals.rows, used)))
-        n_train, given = len(used), None
         labels = labels[used]
         if extra is not None:
             graphs = CrystalGraphs.concatenate([graphs, extra[0]])
             if labels.shape[1:] != extra[1].shape[1:]:
                 raise DataError("the labels of validation have other columns than y.")
             labels = np.concatenate([labels, extra[1]])
-            given = np.arange(n_train, len(labels))
-        problem = self._problem(labels)
-        group_codes = None if groups is None else _group_codes(groups, crystals, used)
+        codes = None if groups is None else group_codes(groups, crystals, used)
+        return Labelled(graphs, labels, len(used), codes, left_out)
 
-        self.left_out_ = left_out
-        self.n_train_ = n_train
-        self.data_hash_ = digest(*(getattr(graphs, name) for name in DTYPES), problem.targets)
-        members, curves = [], []
-        for member in range(self.n_members):
-            seed = config.seed + member
-            if given is None:
-                train, held_out = split_rows(
-                    n_train,
-                    fraction=config.validation_fraction,
-                    seed=seed,
-                    groups=group_codes,
-                    strata=self._strata(problem),
-                )
-            else:
-                train, held_out = np.arange(n_train), given
-            network, curve = self._train(
-                source, graphs, problem, config, seed=seed, train=train, validation=held_out
-            )
-            members.append(network)
-            curves.append(curve.assign(member=member))
-        self.members_ = members
-        self.learning_curve_ = pd.concat(curves, ignore_index=True)
-        return self
+    def _split(
+        self, data: Labelled, problem: Problem, config: FineTuneConfig
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Rows to learn from, and rows held out by all members alike."""
+        if data.n_rows < len(data.graphs):
+            return np.arange(data.n_rows), np.arange(data.n_rows, len(data.graphs))
+        return split_rows(
+            data.n_rows,
+            fraction=config.validation_fraction,
+            seed=config.seed,
+            groups=data.groups,
+            strata=self._strata(problem),
+        )
+
+    def _learn(
+        self,
+        networks: list[CrysXPP],
+        data: Labelled,
+        problem: Problem,
+        config: FineTuneConfig,
+        train: NDArray[np.int64],
+        held_out: NDArray[np.int64],
+        *,
+        name: str,
+    ) -> Stage:
+        """Train every network in place."""
+        graphs = data.graphs
+        record = {
+            "stage": name,
+            "n_train": len(train),
+            "n_validation": len(held_out),
+            "data_hash": digest(*(getattr(graphs, field) for field in DTYPES), problem.targets),
+            "config": config.to_plain(),
+            "version": __version__,
+        }
+        curves = [
+            self._train(
+                network,
+                graphs,
+                problem,
+                record,
+                replace(config, seed=config.seed + member),
+                train=train,
+                validation=held_out,
+            ).assign(member=member)
+            for member, network in enumerate(networks)
+        ]
+        calibration = None
+        if len(held_out):
+            rows = problem._replace(targets=problem.targets[held_out])
+            source = f"the rows that {name} held out"
+            calibration = self._calibrated(networks, graphs.select(held_out), rows, source)
+        return Stage(networks, pd.concat(curves, ignore_index=True), train, calibration, record)
 
     def _train(
         self,
-        source: CrysAE | None,
+        network: CrysXPP,
         graphs: CrystalGraphs,
         problem: Problem,
+        record: Mapping[str, Any],
         config: FineTuneConfig,
         *,
-        seed: int,
         train: NDArray[np.int64],
         validation: NDArray[np.int64],
-    ) -> tuple[CrysXPP, pd.DataFrame]:
+    ) -> pd.DataFrame:
         """One member of the ensemble."""
-        config = FineTuneConfig(**{**config.to_plain(), "seed": seed})
-        network = self._network(source, seed=seed, n_targets=problem.n_outputs)
+        goes_on = record["stage"] == "fine_tune"
         targets = problem.targets
         if self._task == "regression":
-            mean = np.nanmean(targets[train], axis=0)
-            scale = np.nanstd(targets[train], axis=0)
-            scale[scale <= 1e-12 * np.abs(mean)] = 0.0  # equal labels, but for rounding
-            network.target_mean.copy_(torch.from_numpy(mean))
-            network.target_scale.copy_(torch.from_numpy(scale))
+            mean, scale = network.target_mean.numpy(), network.target_scale.numpy()
             targets = (targets - mean) / np.where(scale > 0, scale, 1.0)
+        earlier = dict(network.metadata)
         facts = {
             "config": config.to_plain(),
             "n_train": len(train),
             "n_validation": len(validation),
-            "pretrained": None if source is None else weights_to_dict(source)["sha256"],
+            "pretrained": earlier.get("pretrained"),
             "version": __version__,
         }
+        if goes_on:
+            facts["before"] = [*earlier.pop("before", []), earlier]
         network.metadata = facts
         run_id, folder = "", None
         if self.checkpoint_dir is not None:
             start = weights_to_dict(network)["sha256"]
             rows = digest(train, validation, targets)
-            identity = json.dumps([facts, self.data_hash_, start, rows], sort_keys=True)
+            identity = json.dumps([facts, record["data_hash"], start, rows], sort_keys=True)
             run_id = hashlib.sha256(identity.encode()).hexdigest()
             folder = Path(self.checkpoint_dir) / f"run-{run_id[:12]}"
-        curve = fine_tune(
+        return train_on_labels(
             network,
             graphs,
             targets,
@@ -293,6 +521,7 @@ class CrysXPPEstimator(BaseEstimator, SavedDocument):  # type: ignore[misc]
             validation=validation,
             task=self._task,
             class_weights=problem.class_weights,
+            trained=goes_on,
             checkpoint_dir=folder,
             run_id=run_id,
             accelerator=self.accelerator,
@@ -300,7 +529,6 @@ class CrysXPPEstimator(BaseEstimator, SavedDocument):  # type: ignore[misc]
             pbar=self.pbar,
             label=type(self).__name__,
         )
-        return network, curve
 
     def _choose_rows(
         self, crystals: Crystals, known: NDArray[np.bool_]
@@ -328,12 +556,12 @@ class CrysXPPEstimator(BaseEstimator, SavedDocument):  # type: ignore[misc]
             warnings.warn(
                 f"{len(reasons)} of {crystals.n_rows} rows are left out ({summary}); left_out_ "
                 "lists them.",
-                stacklevel=4,
+                stacklevel=5,
             )
         return used, table
 
     def _read_validation(
-        self, validation: tuple[Any, Any], converter: CrystalGraphConverter
+        self, validation: tuple[Any, Any], read: ReadLabels, converter: CrystalGraphConverter
     ) -> tuple[CrystalGraphs, NDArray[Any]]:
         """Graphs and labels of those validation rows that have a label."""
         if not isinstance(validation, tuple) or len(validation) != 2:
@@ -341,7 +569,7 @@ class CrysXPPEstimator(BaseEstimator, SavedDocument):  # type: ignore[misc]
         crystals = read_crystals(validation[0], converter)
         crystals.refuse_errors()
         self._ignore_bad_labels = False
-        known, labels = self._read_labels(validation[1], crystals)
+        known, labels = read(validation[1], crystals)
         if not known.any():
             raise DataError("no row of validation has a label.")
         return crystals.graphs.select(np.flatnonzero(known)), labels[known]
@@ -424,11 +652,109 @@ class CrysXPPEstimator(BaseEstimator, SavedDocument):  # type: ignore[misc]
         crystals = read_crystals(X, self.converter_)
         if not ignore_errors:
             crystals.refuse_errors()
-        n_outputs = self.members_[0].n_targets
-        outputs = np.full((len(self.members_), crystals.n_rows, n_outputs), np.nan)
-        for member, network in enumerate(self.members_):
-            outputs[member, crystals.rows] = network.predict(crystals.graphs).numpy()
+        outputs = np.full((len(self.members_), crystals.n_rows, self.members_[0].n_targets), np.nan)
+        outputs[:, crystals.rows] = self._outputs(self.members_, crystals.graphs)
         return outputs, crystals
+
+    def _outputs(self, networks: Sequence[CrysXPP], graphs: CrystalGraphs) -> NDArray[np.float64]:
+        """Outputs of each network, shape ``(n_networks, n_graphs, n_outputs)``."""
+        with one_torch_thread():
+            return np.stack([self._placed(net).predict(graphs).numpy() for net in networks])
+
+    def _embed(self, network: CrysXPP, graphs: CrystalGraphs) -> NDArray[np.float32]:
+        """Pooled embeddings, shape ``(n_graphs, n_columns)``."""
+        with one_torch_thread(), torch.no_grad():
+            network = self._placed(network)
+            rows = [
+                network.embed(network.make_graph(graphs.select(block))).cpu().numpy()
+                for block in atom_batches(graphs.n_atoms, 4096)
+            ]
+        empty = np.empty((0, _n_columns(network)), dtype=np.float32)
+        return np.concatenate([empty, *rows])
+
+    def _placed(self, network: CrysXPP) -> CrysXPP:
+        """The network where ``accelerator`` says; the estimator's own stays where it is."""
+        device = self._device()
+        return network if device == network.device else deepcopy(network).to(device)
+
+    def _device(self) -> torch.device:
+        """Where fitted networks compute.
+
+        Raises:
+            SettingsError: this machine has no such accelerator.
+        """
+        name = self.accelerator
+        if name == "auto":
+            cuda = torch.cuda.is_available() and not is_forked()
+            return torch.empty(0, device="cuda" if cuda else "cpu").device
+        try:
+            return torch.empty(0, device="cuda" if name == "gpu" else name).device
+        except (AssertionError, RuntimeError, TypeError) as error:
+            reason = str(error).split("\n", maxsplit=1)[0]
+            raise SettingsError(
+                f"accelerator={name!r} cannot be used here ({reason}); "
+                "set_params(accelerator='auto') takes what there is."
+            ) from error
+
+    def domain(self, X: Any, *, ignore_errors: bool = False) -> pd.DataFrame:
+        """How near crystals are to those that the model has learned from.
+
+        A crystal is a place in the pooled embedding (Eq. 8) of the first member, along at most 16
+        principal components of its columns, each brought to a standard deviation of 1. Distances
+        are to at most 1,000 of the training crystals. The best predictions are to be expected
+        where ``in_domain`` is True; of the training crystals about one in twenty is not.
+
+        Args:
+            X: Crystals, as ``fit`` takes them. Numbers of sites only compare if the cells are
+                alike, such as primitive cells in both.
+            ignore_errors: Give None, NaN and False for a row that is no crystal, instead of
+                raising.
+
+        Returns:
+            One row a crystal, with the index of ``X`` if it is of pandas: ``unseen_elements``
+            (such as ``"La, U"``: the elements that no training crystal has; empty if none),
+            ``n_sites``, ``size_in_range`` (whether there are training crystals of at most and at
+            least as many sites), ``distance`` (mean to the five nearest training crystals),
+            ``relative_distance`` (the same, as a multiple of what 95 % of the training crystals
+            have to others) and ``in_domain`` (no unseen element, a size in range, a relative
+            distance of at most 1).
+
+        Raises:
+            NotFittedError: nothing was learned yet.
+            StructureTypeError, UnknownElementError, StructureError: a row is no crystal; it is
+                named.
+        """
+        self._check_fitted()
+        crystals = read_crystals(X, self.converter_)
+        if not ignore_errors:
+            crystals.refuse_errors()
+        graphs, domain = crystals.graphs, self.domain_
+        sizes = graphs.n_atoms
+        distances = domain.distances(self._embed(self._embedder or self.members_[0], graphs))
+        table = pd.DataFrame(
+            {
+                "unseen_elements": np.array(domain.unseen_elements(graphs), dtype=object),
+                "n_sites": sizes,
+                "size_in_range": (domain.sizes[0] <= sizes) & (sizes <= domain.sizes[1]),
+                "distance": distances,
+                "relative_distance": distances / domain.unit,
+            },
+            index=crystals.rows,
+        )
+        table["in_domain"] = (
+            (table["unseen_elements"] == "")
+            & table["size_in_range"]
+            & (table["relative_distance"] <= 1)
+        )
+        if crystals.errors:
+            table = table.reindex(np.arange(crystals.n_rows))
+            for name in ("size_in_range", "in_domain"):
+                table[name] = table[name].eq(True)
+            bad = sorted(crystals.errors)
+            table["unseen_elements"] = table["unseen_elements"].astype(object)
+            table.loc[bad, "unseen_elements"] = None
+        table.index = pd.RangeIndex(crystals.n_rows) if crystals.labels is None else crystals.labels
+        return table
 
     def _check_fitted(self) -> None:
         if not self.__sklearn_is_fitted__():
@@ -522,9 +848,7 @@ class CrysXPPEstimator(BaseEstimator, SavedDocument):  # type: ignore[misc]
 
         ``checkpoint_dir`` stays behind.
         """
-        settings = {
-            key: _plain_setting(value) for key, value in self.get_params(deep=False).items()
-        }
+        settings = {key: plain_setting(value) for key, value in self.get_params(deep=False).items()}
         settings["checkpoint_dir"] = None
         document: dict[str, Any] = {
             "format_version": FORMAT_VERSION,
@@ -536,16 +860,20 @@ class CrysXPPEstimator(BaseEstimator, SavedDocument):  # type: ignore[misc]
             document["state"] = {
                 "members": [member.as_dict() for member in self.members_],
                 "target_names": self.target_names_,
-                "learning_curve": _table_to_dict(self.learning_curve_),
-                "left_out": _table_to_dict(self.left_out_.astype({"row": str})),
+                "learning_curve": table_to_dict(self.learning_curve_),
+                "left_out": table_to_dict(self.left_out_.astype({"row": str})),
                 "n_train": self.n_train_,
                 "data_hash": self.data_hash_,
+                "history": self.history_,
+                "calibration": None if self.calibration_ is None else self.calibration_.to_plain(),
+                "domain": self.domain_.to_plain(),
+                "embedder": None if self._embedder is None else self._embedder.as_dict(),
                 **self._state(),
             }
             document["metadata"] = {
                 "n_train": self.n_train_,
                 "data_hash": self.data_hash_,
-                "graph_rule": _plain_setting(self.converter_),
+                "graph_rule": plain_setting(self.converter_),
                 **getattr(self, "metadata_", {}),
             }
         document = json.loads(json.dumps(document, allow_nan=False))
@@ -554,7 +882,7 @@ class CrysXPPEstimator(BaseEstimator, SavedDocument):  # type: ignore[misc]
             "@class": type(self).__name__,
             "@version": __version__,
             **document,
-            "sha256": _document_hash(document),
+            "sha256": document_hash(document),
         }
 
     @classmethod
@@ -570,7 +898,7 @@ class CrysXPPEstimator(BaseEstimator, SavedDocument):  # type: ignore[misc]
             required={"settings", "state", "metadata", "sha256"},
             optional={"format_version"},
         )
-        if _document_hash(content) != content["sha256"]:
+        if document_hash(content) != content["sha256"]:
             raise ModelFileError("the model does not match its sha256; the file is damaged.")
         expected = set(cls._get_param_names())
         settings = content["settings"]
@@ -597,97 +925,28 @@ class CrysXPPEstimator(BaseEstimator, SavedDocument):  # type: ignore[misc]
             self.left_out_ = pd.DataFrame(state.pop("left_out"))
             self.n_train_ = state.pop("n_train")
             self.data_hash_ = state.pop("data_hash")
+            self.history_ = list(state.pop("history"))
+            calibration, domain = state.pop("calibration"), state.pop("domain")
+            embedder = state.pop("embedder")
             self._set_state(state)
         except KeyError as error:
-            raise ModelFileError(f"the state of the model lacks {error}.") from error
+            raise ModelFileError(
+                f"the state of the model lacks {error}; if another version of crysxpp_mm wrote "
+                "it, fit it again."
+            ) from error
         if not members or len({member.n_targets for member in members}) != 1:
             raise ModelFileError("the model has no members, or they have different outputs.")
+        self.calibration_ = None
+        if calibration is not None:
+            self.calibration_ = Calibration.from_plain(calibration, n_targets=members[0].n_targets)
+        self._embedder = None if embedder is None else CrysXPP.from_dict(embedder)
+        n_columns = _n_columns(self._embedder or members[0])
+        self.domain_ = TrainingDomain.from_plain(domain, n_columns=n_columns)
         self.members_ = members
         self.learning_curve_ = curve
 
 
-def _plain_setting(value: Any) -> Any:
-    """A setting as JSON has it."""
-    if isinstance(value, MSONable):
-        return {k: v for k, v in value.as_dict().items() if k != "@version"}
-    if isinstance(value, Mapping):
-        return {str(key): _plain_setting(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain_setting(item) for item in value]
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
-    return value.item() if isinstance(value, np.generic) else value
-
-
-def _table_to_dict(table: pd.DataFrame) -> dict[str, list[Any]]:
-    """Columns of a table as lists, None in place of NaN."""
-    return {
-        str(name): [None if pd.isna(value) else value for value in column.tolist()]
-        for name, column in table.items()
-    }
-
-
-def _document_hash(document: Mapping[str, Any]) -> str:
-    """sha256 over everything that a document says, whatever the order of its keys."""
-    content = {key: value for key, value in document.items() if key != "sha256"}
-    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _group_codes(groups: Any, crystals: Crystals, used: NDArray[np.int64]) -> NDArray[np.int64]:
-    """A number for the group of each used row.
-
-    Raises:
-        DataError: groups are missing, or not as many as the crystals.
-    """
-    values = pd.Series(list(groups), dtype=object)
-    if len(values) != crystals.n_rows:
-        raise DataError(f"X has {crystals.n_rows} crystals and groups has {len(values)} entries.")
-    codes, _ = pd.factorize(values)
-    if (codes < 0).any():
-        first = int(np.flatnonzero(codes < 0)[0])
-        raise DataError(f"groups has no entry at {crystals.row_name(first)}.")
-    return np.asarray(codes[used], dtype=np.int64)
-
-
-def split_rows(
-    n_rows: int,
-    *,
-    fraction: float,
-    seed: int,
-    groups: NDArray[np.int64] | None = None,
-    strata: NDArray[np.int64] | None = None,
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Training and validation rows, disjoint, drawn with ``seed``.
-
-    Args:
-        n_rows: Rows to split; fewer than ``MIN_VALIDATED`` are all for training.
-        fraction: Share of the validation rows.
-        seed: Of the draw.
-        groups: Group of each row; a group is never divided.
-        strata: Class of each row; every class keeps a row in training.
-
-    Raises:
-        DataError: all rows are of one group.
-    """
-    everything = np.arange(n_rows)
-    if fraction == 0 or n_rows < MIN_VALIDATED:
-        return everything, everything[:0]
-    rng = np.random.default_rng([seed, 0])
-    wanted = max(1, round(fraction * n_rows))
-    if groups is not None:
-        names = rng.permutation(np.unique(groups))
-        if len(names) < 2:
-            raise DataError(
-                "all rows are of one group, so none can be held out; set validation_fraction=0."
-            )
-        sizes = np.array([(groups == name).sum() for name in names])
-        count = min(int(np.searchsorted(np.cumsum(sizes), wanted)) + 1, len(names) - 1)
-        held_out = np.isin(groups, names[:count])
-        return everything[~held_out], everything[held_out]
-    order = rng.permutation(n_rows)
-    if strata is not None:
-        _, first = np.unique(strata[order[::-1]], return_index=True)
-        order = order[~np.isin(order, order[::-1][first])]
-    held = np.sort(order[:wanted])
-    return np.setdiff1d(everything, held), held
+def _n_columns(network: CrysXPP) -> int:
+    """Width of the pooled embedding."""
+    n_layers = network.encoder.n_convs + 1 if network.layers == "all" else 1
+    return n_layers * len(network.moments) * network.encoder.hidden_dim

@@ -196,6 +196,32 @@ class CrysXPPClassifier(ClassifierMixin, CrysXPPEstimator):  # type: ignore[misc
     # What the labels mean.
 
     def _read_labels(self, y: Any, crystals: Crystals) -> tuple[NDArray[np.bool_], Any]:
+        known, classes, name = self._read_classes(y, crystals)
+        if self.target_names is None:
+            self.target_names_ = ["class" if name is None else name]
+        else:
+            given = self.target_names
+            self.target_names_ = [given] if isinstance(given, str) else [str(n) for n in given]
+            if len(self.target_names_) != 1:
+                raise SettingsError(f"target_names must hold one name, got {given!r}.")
+        return known, classes
+
+    def _match_labels(self, y: Any, crystals: Crystals) -> tuple[NDArray[np.bool_], Any]:
+        known, classes, _ = self._read_classes(y, crystals)
+        kind = type(self.classes_.tolist()[0])
+        for position in np.flatnonzero(known):
+            # True equals 1, so the kind is looked at as well.
+            if type(classes[position]) is not kind or classes[position] not in self.classes_:
+                raise DataError(
+                    f"y holds {classes[position]!r} at {crystals.row_name(int(position))}; the "
+                    f"model knows the classes {', '.join(map(repr, self.classes_.tolist()))}."
+                )
+        return known, classes
+
+    def _read_classes(
+        self, y: Any, crystals: Crystals
+    ) -> tuple[NDArray[np.bool_], NDArray[np.object_], str | None]:
+        """Which rows have a class, the classes, and the name of ``y``."""
         if self.class_weight not in (None, "balanced"):
             raise SettingsError(
                 f"class_weight must be 'balanced' or None, got {self.class_weight!r}."
@@ -217,14 +243,7 @@ class CrysXPPClassifier(ClassifierMixin, CrysXPPEstimator):  # type: ignore[misc
                     f"y holds {plain[position]!r} at {crystals.row_name(int(position))}; classes "
                     "are texts, whole numbers or booleans. For numbers use CrysXPPRegressor."
                 )
-        if self.target_names is None:
-            self.target_names_ = ["class" if name is None else str(name)]
-        else:
-            given = self.target_names
-            self.target_names_ = [given] if isinstance(given, str) else [str(n) for n in given]
-            if len(self.target_names_) != 1:
-                raise SettingsError(f"target_names must hold one name, got {given!r}.")
-        return known, plain
+        return known, plain, None if name is None else str(name)
 
     def _problem(self, labels: Any) -> Problem:
         kinds = {type(value).__name__ for value in labels}
@@ -235,10 +254,19 @@ class CrysXPPClassifier(ClassifierMixin, CrysXPPEstimator):  # type: ignore[misc
             raise DataError(
                 f"all labels are {labels[0]!r}; a classifier needs at least two classes."
             )
+        return self._class_problem(codes)
+
+    def _same_problem(self, labels: Any) -> Problem:
+        codes = np.searchsorted(self.classes_, np.array(list(labels), dtype=self.classes_.dtype))
+        return self._class_problem(codes)
+
+    def _class_problem(self, codes: NDArray[np.integer]) -> Problem:
         weights = None
         if self.class_weight == "balanced":
-            counts = np.bincount(codes)
-            weights = len(codes) / (len(counts) * counts)
+            counts = np.bincount(codes, minlength=len(self.classes_))
+            present = counts > 0
+            weights = np.zeros(len(counts))
+            weights[present] = len(codes) / (present.sum() * counts[present])
         return Problem(codes.astype(np.int64), len(self.classes_), weights)
 
     def _strata(self, problem: Problem) -> NDArray[np.int64] | None:

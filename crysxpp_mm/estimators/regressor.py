@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import pandas as pd
@@ -17,9 +17,13 @@ from sklearn.utils import Tags
 
 from crysxpp_mm.errors import DataError, ModelFileError, SettingsError
 from crysxpp_mm.estimators.base import CrysXPPEstimator, Problem
-from crysxpp_mm.estimators.inputs import Crystals, read_labels
+from crysxpp_mm.estimators.inputs import Crystals, Labels, read_crystals, read_labels
+from crysxpp_mm.estimators.intervals import Calibration, check_confidence
+from crysxpp_mm.estimators.splits import MIN_VALIDATED
 from crysxpp_mm.estimators.transforms import TRANSFORMS, choose_transforms, get_transform
+from crysxpp_mm.graph.arrays import CrystalGraphs
 from crysxpp_mm.models.crysae import CrysAE
+from crysxpp_mm.models.crysxpp import CrysXPP
 from crysxpp_mm.training.finetune import Task
 
 Values = NDArray[np.float64] | pd.Series | pd.DataFrame
@@ -43,8 +47,8 @@ class CrysXPPRegressor(RegressorMixin, CrysXPPEstimator):  # type: ignore[misc]
         layers: What the readout sees, ``"all"`` layers or the ``"last"`` (Eq. 8).
         moments: What is taken over the atoms, of ``"mean"``, ``"std"`` and ``"max"``.
         readout_dim: Width of the hidden layer of the readout.
-        n_members: Networks of the ensemble, each with a seed and a validation split of its own;
-            the prediction is their mean.
+        n_members: Networks of the ensemble, each with a seed of its own; the prediction is their
+            mean. All hold out the same rows.
         transform: ``"log10"``, ``"log"``, ``"log1p"``, ``"sqrt"`` or None: what is learned in
             place of the label; undone on predicting. For several targets also a sequence, or a
             dictionary by name.
@@ -183,6 +187,103 @@ class CrysXPPRegressor(RegressorMixin, CrysXPPEstimator):  # type: ignore[misc]
         spread = np.stack([self._invert(output) for output in outputs]).std(axis=0, ddof=1)
         return values, self._wrap(spread, crystals)
 
+    def predict_interval(
+        self, X: Any, *, confidence: float = 0.9, ignore_errors: bool = False
+    ) -> pd.DataFrame:
+        """Predict the targets of crystals, with intervals that hold the truth as often as asked.
+
+        Split conformal prediction: the errors on crystals that were not learned from are sorted,
+        and the ``ceil((n + 1) * confidence)``-th of ``n`` says how far an interval reaches (Lei
+        et al., J. Am. Stat. Assoc. 113, 1094 (2018)). The errors are those of what is learned, so
+        that the interval of a ``"log10"`` target is a factor. With an ensemble they are divided
+        by its standard deviation for the crystal (Papadopoulos et al., J. Artif. Intell. Res. 40,
+        815 (2011)): where the members disagree, the interval is wider.
+
+        What is promised is a mean: of many crystals that are drawn as the calibration crystals
+        were, the share ``confidence`` lies inside, target by target. Crystals of another kind
+        (see ``domain``) may lie outside more often, and so may those of a new chemical system,
+        unless ``groups`` kept whole systems apart.
+
+        The calibration crystals are those that the last ``fit`` or ``fine_tune`` held out, or
+        those of ``calibrate``. Held-out crystals have chosen the best epoch, so that their errors
+        are a little too small; as the one-cycle rate ends near zero, the last epochs hardly
+        differ, and the choice among them matters little. ``calibrate`` with further crystals is
+        free of it.
+
+        Args:
+            X: Crystals, as ``fit`` takes them.
+            confidence: Share of the crystals whose truth is to lie inside, between 0 and 1.
+            ignore_errors: Give NaN for a row that is no crystal, instead of raising.
+
+        Returns:
+            Columns ``prediction``, ``lower`` and ``upper`` in the units of the labels, with the
+            index of ``X`` if it is of pandas; for several targets two levels of columns, the
+            target above these.
+
+        Raises:
+            NotFittedError: nothing was learned yet.
+            SettingsError: no crystals were held out, or too few for this confidence, or the
+                confidence is no share.
+            StructureTypeError, UnknownElementError, StructureError: a row is no crystal; it is
+                named.
+        """
+        self._check_fitted()
+        check_confidence(confidence)
+        if self.calibration_ is None:
+            raise SettingsError(
+                "there are no calibration crystals, because none were held out; call "
+                "calibrate(X, y) with crystals that were not learned from. (Training holds out "
+                f"validation=(X, y), or a share of at least {MIN_VALIDATED} labels unless "
+                "validation_fraction is 0.)"
+            )
+        outputs, crystals = self._predict_members(X, ignore_errors=ignore_errors)
+        widths = self.calibration_.half_widths(
+            outputs, confidence=confidence, names=self.target_names_
+        )
+        center = outputs.mean(axis=0)
+        bounds = [self._invert(center + shift) for shift in (0.0, -widths, widths)]
+        values = np.stack(bounds, axis=2).reshape(len(center), -1)
+        names = ["prediction", "lower", "upper"]
+        columns: Any = names
+        if len(self.target_names_) > 1:
+            columns = pd.MultiIndex.from_product([self.target_names_, names])
+        return pd.DataFrame(values, index=crystals.labels, columns=columns)
+
+    def calibrate(self, X: Any, y: Any) -> Self:
+        """Measure the errors that ``predict_interval`` goes by on these crystals.
+
+        They take the place of earlier ones. The networks stay as they are.
+
+        Args:
+            X: Crystals that were not learned from, as ``fit`` takes them; drawn as those to be
+                predicted.
+            y: Their labels, NaN where unknown.
+
+        Returns:
+            Itself.
+
+        Raises:
+            NotFittedError: nothing was learned yet.
+            DataError: the labels are unusable, or not those of the model's targets.
+            StructureTypeError, UnknownElementError, StructureError: a row is no crystal; it is
+                named.
+        """
+        self._check_fitted()
+        crystals = read_crystals(X, self.converter_)
+        crystals.refuse_errors()
+        _, labels = self._match_labels(y, crystals)
+        problem = self._same_problem(labels)
+        self.calibration_ = self._calibrated(
+            self.members_, crystals.graphs, problem, "the rows given to calibrate"
+        )
+        return self
+
+    def _calibrated(
+        self, members: list[CrysXPP], graphs: CrystalGraphs, problem: Problem, source: str
+    ) -> Calibration:
+        outputs = self._outputs(members, graphs)
+        return Calibration.measure(outputs, problem.targets, source=source)
+
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
         """Coefficient of determination R2, the mean over the targets; unknown labels are left out.
 
@@ -196,11 +297,7 @@ class CrysXPPRegressor(RegressorMixin, CrysXPPEstimator):  # type: ignore[misc]
         """
         outputs, crystals = self._predict_members(X, ignore_errors=False)
         predicted = self._invert(outputs.mean(axis=0))
-        truth = read_labels(y, crystals).values
-        if truth.shape != predicted.shape:
-            raise DataError(
-                f"y has {truth.shape[1]} targets, the model predicts {predicted.shape[1]}."
-            )
+        truth = self._matched(read_labels(y, crystals))
         scores = []
         for target, name in enumerate(self.target_names_):
             known = ~np.isnan(truth[:, target])
@@ -226,13 +323,9 @@ class CrysXPPRegressor(RegressorMixin, CrysXPPEstimator):  # type: ignore[misc]
             refused = ~np.isnan(values[:, target]) & ~transform.accepts(values[:, target])
             if not refused.any():
                 continue
-            first = int(np.flatnonzero(refused)[0])
             reason = f"{kind} takes {transform.domain}"
             if not self._ignore_bad_labels:
-                raise DataError(
-                    f"{name} is {values[first, target]:g} at {crystals.row_name(first)}, but "
-                    f"transform {reason}."
-                )
+                _refuse_label(name, reason, values[:, target], refused, crystals)
             for position in np.flatnonzero(refused):
                 self._label_errors[int(position)] = f"{name} unfit for transform: {reason}"
             values[refused, target] = np.nan
@@ -242,19 +335,55 @@ class CrysXPPRegressor(RegressorMixin, CrysXPPEstimator):  # type: ignore[misc]
         self.units_ = self._unit_list(names)
         return np.asarray(~np.isnan(values).all(axis=1)), values
 
-    def _problem(self, labels: NDArray[np.float64]) -> Problem:
-        targets = np.empty_like(labels)
+    def _match_labels(
+        self, y: Any, crystals: Crystals
+    ) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+        values = self._matched(read_labels(y, crystals))
         for target, kind in enumerate(self._transforms):
-            column = labels[:, target]
-            if np.isnan(column).all():
-                raise DataError(f"the target {self.target_names_[target]!r} has no label at all.")
-            targets[:, target] = get_transform(kind).forward(column)
+            transform = get_transform(kind)
+            refused = ~np.isnan(values[:, target]) & ~transform.accepts(values[:, target])
+            if refused.any():
+                reason = f"{kind} takes {transform.domain}"
+                name = self.target_names_[target]
+                _refuse_label(name, reason, values[:, target], refused, crystals)
+        return np.asarray(~np.isnan(values).all(axis=1)), values
+
+    def _matched(self, labels: Labels) -> NDArray[np.float64]:
+        """Labels of the fitted targets, in their order; columns are found by name if they can be.
+
+        Raises:
+            DataError: there are more or fewer targets, or some have the names of others.
+        """
+        names, values = self.target_names_, labels.values
+        if values.shape[1] != len(names):
+            raise DataError(f"y has {values.shape[1]} targets, the model predicts {len(names)}.")
+        found = labels.names or []
+        if set(found) == set(names):
+            return values[:, [found.index(name) for name in names]]
+        if len(names) > 1 and set(found) & set(names):
+            raise DataError(
+                f"y has the targets {', '.join(map(repr, found))}, the model predicts "
+                f"{', '.join(map(repr, names))}."
+            )
+        return values  # nameless, or named otherwise
+
+    def _problem(self, labels: NDArray[np.float64]) -> Problem:
+        problem = self._same_problem(labels)
+        for name, column in zip(self.target_names_, labels.T, strict=True):
             if np.nanmin(column) == np.nanmax(column):
                 warnings.warn(
-                    f"all labels of {self.target_names_[target]!r} are equal; the model will "
-                    "predict that value for every crystal.",
-                    stacklevel=5,
+                    f"all labels of {name!r} are equal; the model will predict that value for "
+                    "every crystal.",
+                    stacklevel=4,
                 )
+        return problem
+
+    def _same_problem(self, labels: NDArray[np.float64]) -> Problem:
+        targets = np.empty_like(labels)
+        for target, kind in enumerate(self._transforms):
+            if np.isnan(labels[:, target]).all():
+                raise DataError(f"the target {self.target_names_[target]!r} has no label at all.")
+            targets[:, target] = get_transform(kind).forward(labels[:, target])
         return Problem(targets, targets.shape[1])
 
     def _strata(self, problem: Problem) -> NDArray[np.int64] | None:
@@ -345,3 +474,16 @@ class CrysXPPRegressor(RegressorMixin, CrysXPPEstimator):  # type: ignore[misc]
         tags: Tags = super().__sklearn_tags__()
         tags.target_tags.multi_output = True
         return tags
+
+
+def _refuse_label(
+    name: str,
+    reason: str,
+    values: NDArray[np.float64],
+    refused: NDArray[np.bool_],
+    crystals: Crystals,
+) -> None:
+    first = int(np.flatnonzero(refused)[0])
+    raise DataError(
+        f"{name} is {values[first]:g} at {crystals.row_name(first)}, but transform {reason}."
+    )

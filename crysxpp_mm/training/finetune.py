@@ -136,20 +136,26 @@ class FineTuneModule(lightning.LightningModule):
         *,
         task: Task,
         class_weights: Tensor | None = None,
+        trained: bool = False,
     ) -> None:
         super().__init__()
         self.model = model
         self.config = config
         self.task = task
+        self.trained = trained
         self.register_buffer("class_weights", class_weights)
 
     def on_train_epoch_start(self) -> None:
-        """Freeze or thaw everything before the readout."""
+        """Freeze or thaw everything before the readout, or the statistics of a trained model."""
         frozen = self.current_epoch < self.config.frozen_epochs
         for part in (self.model.encoder, self.model.selector):
             if part is not None:
                 part.requires_grad_(not frozen)
         self.model.encoder.train(not frozen)
+        if self.trained:
+            for module in self.model.modules():
+                if isinstance(module, nn.BatchNorm1d):
+                    module.eval()
 
     def _loss(self, batch: FineTuneBatch) -> tuple[Tensor, int]:
         """Loss of a batch and how many labels it is the mean of."""
@@ -381,7 +387,7 @@ def fine_tune(
     validation: NDArray[np.int64],
     task: Task = "regression",
     class_weights: NDArray[np.floating] | None = None,
-    calibrate: bool = True,
+    trained: bool = False,
     checkpoint_dir: str | os.PathLike[str] | None = None,
     run_id: str = "",
     accelerator: str = "cpu",
@@ -404,7 +410,8 @@ def fine_tune(
         validation: Rows that choose the best epoch; if empty, the last epoch is kept.
         task: What the targets are.
         class_weights: Weight of each class in the loss, shape ``(n_classes,)``.
-        calibrate: Whether the readout measures its input first; not for a trained one.
+        trained: Whether the model has learned from labels before. Then the readout keeps the
+            measure of its input and the batch norms keep their statistics.
         checkpoint_dir: Folder of the run, made if absent.
         run_id: What tells this run from others; a folder that holds another one is refused.
         accelerator: As Lightning's Trainer takes it; ``"auto"`` for CUDA where it is available.
@@ -431,7 +438,7 @@ def fine_tune(
         model.load_state_dict(finished.state_dict())
         model.eval()
         return pd.read_csv(folder / CURVES)
-    if calibrate:
+    if not trained:
         sizes = graphs.n_atoms[train]
         order = np.random.default_rng([config.seed, 2]).permutation(len(train))
         first = atom_batches(sizes[order], CALIBRATION_ATOMS)[0]
@@ -439,7 +446,7 @@ def fine_tune(
     model.train()
     dtype = torch.long if task == "classification" else torch.float32
     weights = None if class_weights is None else torch.as_tensor(class_weights, dtype=torch.float32)
-    module = FineTuneModule(model, config, task=task, class_weights=weights)
+    module = FineTuneModule(model, config, task=task, class_weights=weights, trained=trained)
     data = LabelledData(
         model,
         graphs,
