@@ -13,7 +13,7 @@ from crysxpp_mm.version import __version__
 
 if TYPE_CHECKING:
     from crysxpp_mm.estimators import CrysXPPClassifier, CrysXPPRegressor
-    from crysxpp_mm.featurizers import CrysAEFeaturizer, check_featurizer
+    from crysxpp_mm.featurizers import CrysAEFeaturizer, CrysXPPFeaturizer, check_featurizer
     from crysxpp_mm.graph.converter import CrystalGraphConverter
     from crysxpp_mm.model_zoo import list_models, load_model
     from crysxpp_mm.models.crysae import CrysAE
@@ -22,6 +22,7 @@ __all__ = [
     "CrysAE",
     "CrysAEFeaturizer",
     "CrysXPPClassifier",
+    "CrysXPPFeaturizer",
     "CrysXPPRegressor",
     "CrystalGraphConverter",
     "__version__",
@@ -34,6 +35,7 @@ _HOMES = {
     "CrysAE": "crysxpp_mm.models.crysae",
     "CrysAEFeaturizer": "crysxpp_mm.featurizers",
     "CrysXPPClassifier": "crysxpp_mm.estimators",
+    "CrysXPPFeaturizer": "crysxpp_mm.featurizers",
     "CrysXPPRegressor": "crysxpp_mm.estimators",
     "CrystalGraphConverter": "crysxpp_mm.graph.converter",
     "check_featurizer": "crysxpp_mm.featurizers",

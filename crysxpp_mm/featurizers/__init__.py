@@ -2,5 +2,6 @@
 
 from crysxpp_mm.featurizers.check import FeaturizerCheckError, check_featurizer
 from crysxpp_mm.featurizers.crysae import CrysAEFeaturizer
+from crysxpp_mm.featurizers.crysxpp import CrysXPPFeaturizer
 
-__all__ = ["CrysAEFeaturizer", "FeaturizerCheckError", "check_featurizer"]
+__all__ = ["CrysAEFeaturizer", "CrysXPPFeaturizer", "FeaturizerCheckError", "check_featurizer"]
