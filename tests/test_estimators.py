@@ -15,7 +15,7 @@ from conftest import make_bad_inputs
 from matminer.featurizers.base import BaseFeaturizer, StackedFeaturizer
 from monty.json import jsanitize
 from monty.serialization import dumpfn, loadfn
-from pymatgen.core import Lattice, Structure
+from salts import CLASSES, SALTS, TINY, Y, classifier, regressor
 from sklearn.base import clone, is_classifier, is_regressor
 from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GridSearchCV, GroupKFold, cross_val_predict, cross_val_score
@@ -41,34 +41,7 @@ from crysxpp_mm.estimators.splits import split_rows
 from crysxpp_mm.featurizers import CrysAEFeaturizer
 from crysxpp_mm.graph.converter import CrystalGraphConverter
 from crysxpp_mm.model_zoo import load_model
-from crysxpp_mm.models.crysae import CrysAE
 from crysxpp_mm.training.config import FineTuneConfig
-
-TINY = CrysAE.random(seed=1, hidden_dim=4, n_convs=1)
-FAST = {"pretrained": TINY, "readout_dim": 4, "max_epochs": 1, "min_steps": 0, "pbar": False}
-
-
-def make_salts(n=16):
-    """Rock-salt-like crystals that differ in elements and size."""
-    pairs = [("Li", "F"), ("Na", "Cl"), ("K", "Br"), ("Mg", "O"), ("Ca", "S"), ("Ti", "N")]
-    return [
-        Structure(Lattice.cubic(2.7 + 0.05 * i), list(pairs[i % 6]), [[0, 0, 0], [0.5] * 3])
-        for i in range(n)
-    ]
-
-
-SALTS = make_salts()  # never changed here
-Y = np.linspace(1.0, 4.0, 16)
-Y.setflags(write=False)
-CLASSES = ["metal", "non-metal"] * 8
-
-
-def regressor(**changes):
-    return CrysXPPRegressor(**{**FAST, **changes})
-
-
-def classifier(**changes):
-    return CrysXPPClassifier(**{**FAST, **changes})
 
 
 @pytest.fixture(scope="module")

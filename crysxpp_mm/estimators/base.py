@@ -365,6 +365,12 @@ class CrysXPPEstimator(BaseEstimator, SavedDocument):  # type: ignore[misc]
             ignore_errors=False,
         )
         problem = self._same_problem(data.labels)
+        if (flat := self.members_[0].target_scale == 0).any():
+            name = self.target_names_[int(flat.nonzero()[0])]
+            raise DataError(
+                f"{name!r} was learned from equal labels, which have no scale to go on with; fit "
+                "anew, with these crystals and those of before."
+            )
         train, held_out = self._split(data, problem, config)
         starts = [deepcopy(member) for member in self.members_]
         stage = self._learn(starts, data, problem, config, train, held_out, name="fine_tune")

@@ -242,7 +242,7 @@ class CrysXPPRegressor(RegressorMixin, CrysXPPEstimator):  # type: ignore[misc]
         )
         center = outputs.mean(axis=0)
         bounds = [self._invert(center + shift) for shift in (0.0, -widths, widths)]
-        values = np.stack(bounds, axis=2).reshape(len(center), -1)
+        values = np.stack(bounds, axis=2).reshape(len(center), 3 * center.shape[1])
         names = ["prediction", "lower", "upper"]
         columns: Any = names
         if len(self.target_names_) > 1:

@@ -146,16 +146,12 @@ class FineTuneModule(lightning.LightningModule):
         self.register_buffer("class_weights", class_weights)
 
     def on_train_epoch_start(self) -> None:
-        """Freeze or thaw everything before the readout, or the statistics of a trained model."""
+        """Freeze or thaw everything before the readout; keep the statistics of a trained model."""
         frozen = self.current_epoch < self.config.frozen_epochs
         for part in (self.model.encoder, self.model.selector):
             if part is not None:
                 part.requires_grad_(not frozen)
-        self.model.encoder.train(not frozen)
-        if self.trained:
-            for module in self.model.modules():
-                if isinstance(module, nn.BatchNorm1d):
-                    module.eval()
+        self.model.encoder.train(not (frozen or self.trained))
 
     def _loss(self, batch: FineTuneBatch) -> tuple[Tensor, int]:
         """Loss of a batch and how many labels it is the mean of."""
