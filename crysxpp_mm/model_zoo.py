@@ -72,6 +72,12 @@ def model_path(name: str) -> Path:
     return pretrained_folder() / name / MODEL_FILE
 
 
+def is_path(name: str | os.PathLike[str]) -> bool:
+    """Whether a model is named by the path of its file, not as a shipped one."""
+    text = os.fspath(name)
+    return isinstance(name, os.PathLike) or os.sep in text or text.endswith((".json", ".gz"))
+
+
 def load_model(name: str | os.PathLike[str]) -> Any:
     """A model by the name under which it is shipped, or by the path of its file.
 
@@ -86,9 +92,7 @@ def load_model(name: str | os.PathLike[str]) -> Any:
         UnknownModelError: there is neither.
         ModelFileError: the file is damaged, foreign or of a later format.
     """
-    text = os.fspath(name)
-    is_path = isinstance(name, os.PathLike) or os.sep in text or text.endswith((".json", ".gz"))
-    path = Path(text) if is_path else model_path(text)
+    path = Path(name) if is_path(name) else model_path(os.fspath(name))
     if not path.is_file():
         raise UnknownModelError(f"there is no model file {path}.")
     document = read_document(path)

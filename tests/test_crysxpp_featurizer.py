@@ -397,6 +397,17 @@ def test_an_estimator_in_training_is_left_alone(fitted, structures):
     assert not model.members_[1].training
 
 
+def test_the_device_is_said_to_a_copy_of_an_estimator(fitted, paths):
+    model = fitted["energy"]
+    featurizer = CrysXPPFeaturizer(model)
+    assert featurizer._ready(model) is model
+    featurizer.device = "cpu"
+    mine = featurizer._ready(model)
+    assert (mine.accelerator, model.accelerator) == ("cpu", "auto")
+    assert mine.members_ is model.members_
+    assert featurizer._ready(paths[1]).accelerator == "cpu"
+
+
 def test_a_clone_keeps_its_estimators_fitted(fitted, structures):
     options = {
         "models": [fitted["energy"], fitted["metal"]],

@@ -84,6 +84,7 @@ def test_all_names_resolve():
         "CrysAE",
         "CrysAEFeaturizer",
         "CrysXPPClassifier",
+        "CrysXPPFeaturizer",
         "CrysXPPRegressor",
         "CrystalGraphConverter",
         "__version__",
@@ -196,13 +197,20 @@ def test_shipped_models_are_listed_and_loaded_by_name(monkeypatch, shipped):
     install(monkeypatch, shipped)
     table = list_models()
     assert table["name"].tolist() == ["crysae-small"]
-    assert table.loc[0, ["kind", "description", "n_train", "hidden_dim", "n_convs"]].tolist() == [
-        "CrysAE",
-        "Untrained.",
-        0,
-        4,
-        1,
-    ]
+    assert table.iloc[0].to_dict() == {
+        "name": "crysae-small",
+        "kind": "CrysAE",
+        "description": "Untrained.",
+        "target": "",
+        "unit": "",
+        "n_train": 0,
+        "test_mae": None,
+        "hidden_dim": 4,
+        "n_convs": 1,
+        "path": str(shipped / "crysae-small" / MODEL_FILE),
+    }
+    CrysAE.random(hidden_dim=6, n_convs=1).save(shipped / "crysae-small" / MODEL_FILE)
+    assert list_models().loc[0, "hidden_dim"] == 6  # read again when the file changes
     model = load_model("crysae-small")
     assert isinstance(model, CrysAE)
     assert not model.training

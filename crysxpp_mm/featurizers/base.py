@@ -597,12 +597,15 @@ class BatchedFeaturizer(BaseFeaturizer):  # type: ignore[misc]
                 return loaded
             self._check_model(model)
             device = None if self.device is None else _usable_device(self.device)
-            if all(_is_ready(network, device) for network in _networks(model)):
+            ready = all(_is_ready(network, device) for network in _networks(model))
+            if ready and (device is None or isinstance(model, nn.Module)):
                 return model
-            mine = deepcopy(model) if isinstance(model, nn.Module) else copy(model)
-            if not isinstance(model, nn.Module):
+            if isinstance(model, nn.Module):
+                return _prepare(deepcopy(model), device)  # the caller's stays as it is
+            mine = copy(model)
+            if not ready:
                 mine.members_ = deepcopy(model.members_)
-            return _prepare(mine, device)  # the caller's stays as it is
+            return _prepare(mine, device)
 
 
 # Structures.
@@ -824,6 +827,8 @@ def _prepare(model: Any, device: torch.device | None) -> Any:
     """The model itself, its networks on ``device`` (where they are if None), to evaluate."""
     for network in _networks(model):
         network.to(device).eval()
+    if device is not None and not isinstance(model, nn.Module):
+        model.accelerator = str(device)  # where an estimator computes
     return model
 
 

@@ -62,7 +62,7 @@ class CrysXPPFeaturizer(BatchedFeaturizer):
         batch_atoms: Sites that are worked on at once, a compromise of speed and memory; the
             numbers do not depend on it.
         device: Where the networks run, such as ``"cpu"`` or ``"cuda"``; if None, CUDA where it
-            is available (an estimator object stays where it is).
+            is available (for an estimator object, where its ``accelerator`` says).
         num_workers: Processes that build graphs beside this one. Worth it from some ten
             thousand structures on.
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from pymatgen.core import Lattice, Structure
+from torch import nn
 
 from crysxpp_mm.errors import DataError, SettingsError
+from crysxpp_mm.graph.converter import CrystalGraphConverter
 from crysxpp_mm.models.crysae import CrysAE
 from crysxpp_mm.models.pooling import pool
 from crysxpp_mm.serialization import write_document
@@ -44,9 +47,14 @@ def golden_outputs(model: CrysAE) -> dict[str, list[float]]:
     graph = model.make_graph(model.converter.convert_many(crystals.values()))
     rows = pool(graph, model.node_embeddings(graph)).cpu().numpy()
     return {
-        name: [float(f"{value:.7g}") for value in row]
+        name: [seven_digits(value) for value in row]
         for name, row in zip(crystals, rows, strict=True)
     }
+
+
+def seven_digits(value: float) -> float:
+    """A number as golden outputs keep it."""
+    return float(f"{value:.7g}")
 
 
 def write_release(
@@ -95,7 +103,6 @@ def model_card(name: str, model: CrysAE, curves: pd.DataFrame, summary: str) -> 
     """The card of a pretrained model, in Markdown."""
     facts, results = model.metadata, model.metadata["results"]
     config: dict[str, Any] = facts["config"]
-    n_parameters = sum(parameter.numel() for parameter in model.parameters())
     last = curves.iloc[-1]
     lines = [
         f"# {name}",
@@ -112,9 +119,9 @@ def model_card(name: str, model: CrysAE, curves: pd.DataFrame, summary: str) -> 
         f"| seed (weights, split, order, corruption) | {config['seed']} |",
         f"| epochs, best | {results['epochs']}, {results['best_epoch'] + 1} |",
         f"| seconds since the last start | {results['seconds_of_last_start']:,.0f} |",
-        f"| parameters | {n_parameters:,} |",
-        f"| graph rule | {_items(_plain(model.converter.as_dict()))} |",
-        f"| network | {_items(model.settings)} |",
+        f"| parameters | {n_parameters(model):,} |",
+        f"| graph rule | {graph_rule(model.converter)} |",
+        f"| network | {items(model.settings)} |",
         f"| version | {facts['version']} |",
         "",
         "## What it rebuilds of held-out crystals",
@@ -135,14 +142,7 @@ def model_card(name: str, model: CrysAE, curves: pd.DataFrame, summary: str) -> 
         "",
         "## Limits",
         "",
-        "- Elements 1 to 100; oxidation states, spins and charges are ignored.",
-        (
-            f"- Bonds to the {model.converter.max_neighbors} nearest neighbours within "
-            f"{model.converter.cutoff:g} Angstrom; what lies farther is not seen."
-        ),
-        "- La and Ce, Sm and Gd, Ho and Er, Th and Np, Am and Cm, and Bk, Cf, Es and Fm have equal "
-        "node features: compounds that differ by them alone embed alike"
-        + (", but for the element channel." if model.settings["element_channel"] else "."),
+        *limits_of_graphs(model.converter, model.settings["element_channel"]),
         (
             "- Crystals of the Materials Project are mostly ordered and inorganic; disordered "
             "crystals are accepted, but none was trained on."
@@ -158,12 +158,33 @@ def model_card(name: str, model: CrysAE, curves: pd.DataFrame, summary: str) -> 
     return "\n".join(lines)
 
 
-def _plain(document: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in document.items() if not key.startswith("@")}
+def limits_of_graphs(converter: CrystalGraphConverter, element_channel: bool) -> list[str]:
+    """What no model of a graph rule can see, as lines of a card."""
+    return [
+        "- Elements 1 to 100; oxidation states, spins and charges are ignored.",
+        (
+            f"- Bonds to the {converter.max_neighbors} nearest neighbours within "
+            f"{converter.cutoff:g} Angstrom; what lies farther is not seen."
+        ),
+        "- La and Ce, Sm and Gd, Ho and Er, Th and Np, Am and Cm, and Bk, Cf, Es and Fm have equal "
+        "node features: compounds that differ by them alone embed alike"
+        + (", but for the element channel." if element_channel else "."),
+    ]
 
 
-def _items(settings: dict[str, Any]) -> str:
+def graph_rule(converter: CrystalGraphConverter) -> str:
+    """The settings of a graph rule in a line."""
+    return items({k: v for k, v in converter.as_dict().items() if not k.startswith("@")})
+
+
+def items(settings: Mapping[str, Any]) -> str:
+    """Names and values in a line."""
     return ", ".join(f"{key} {value}" for key, value in settings.items())
+
+
+def n_parameters(network: nn.Module) -> int:
+    """How many numbers a network learns."""
+    return sum(parameter.numel() for parameter in network.parameters())
 
 
 def _reconstruction_rows(measured: dict[str, Any]) -> list[str]:
