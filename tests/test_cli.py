@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 
 from crysxpp_mm import CrysAE, CrysAEFeaturizer, __version__, cli
 from crysxpp_mm.cli import app
+from crysxpp_mm.data import sources
 from crysxpp_mm.data.store import GraphStore, build_store
 from crysxpp_mm.errors import SettingsError
 from crysxpp_mm.featurizers import base
@@ -261,7 +262,7 @@ def test_many_failures_are_cut_short(cifs, model, tmp_path):
 
 def test_blocks_change_nothing(bad, model, tmp_path, monkeypatch):
     for name, size in (("a.csv", 256), ("b.csv", 1)):
-        monkeypatch.setattr(cli.featurize, "BLOCK", size)
+        monkeypatch.setattr(sources, "BLOCK", size)
         run("featurize", bad, "--model", model, "--ignore-errors", "--out", tmp_path / name)
     a, b = pd.read_csv(tmp_path / "a.csv"), pd.read_csv(tmp_path / "b.csv")
     pd.testing.assert_frame_equal(a, b, rtol=1e-5)

@@ -17,7 +17,15 @@ from matminer.utils.io import store_dataframe_as_json
 from pymatgen.core import IStructure, Structure
 
 from crysxpp_mm.data import sources
-from crysxpp_mm.data.sources import Payload, StructureSource, open_structures, parse, read_table
+from crysxpp_mm.data.sources import (
+    Payload,
+    StructureSource,
+    bare_name,
+    open_structures,
+    parse,
+    parse_blocks,
+    read_table,
+)
 from crysxpp_mm.data.store import FORMAT_VERSION, HEADER, GraphStore, build_store
 from crysxpp_mm.errors import DataError, GraphStoreError, SettingsError
 from crysxpp_mm.graph.arrays import DTYPES, CrystalGraphs
@@ -275,6 +283,47 @@ def test_cells_of_a_csv_table_keep_their_value(tmp_path):
     assert list(table["formula"]) == ["NaN", "NA"]
     assert table["y"][0] == 0.1 + 0.2
     assert np.isnan(table["y"][1])
+
+
+def test_names_of_digits_in_a_csv_table_stay_text(tmp_path):
+    (tmp_path / "a.csv").write_text("id,y,empty,n,size\n007,0.5,,0,10\n12,00.25,,,20\n")
+    table = read_table(tmp_path / "a.csv")
+    assert list(table["id"]) == ["007", "12"]
+    assert list(table["y"]) == [0.5, 0.25]
+    assert list(table["size"]) == [10, 20]
+    assert table["n"][0] == 0
+    assert table["empty"].isna().all()
+    assert list(read_table(tmp_path / "a.csv", text=["size"])["size"]) == ["10", "20"]
+    (tmp_path / "b.csv").write_text("id\n")
+    assert list(read_table(tmp_path / "b.csv").columns) == ["id"]
+
+
+def test_bare_names():
+    names = ["mp-1.cif", "a/b/mp-1.CIF.gz", "mp-1.5.vasp", "x.poscar", "POSCAR_mp-1", "n.json"]
+    assert [bare_name(name) for name in names] == [
+        *("mp-1", "mp-1", "mp-1.5", "x", "POSCAR_mp-1", "n")
+    ]
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_blocks_are_parsed_in_order(tmp_path, monkeypatch, num_workers):
+    monkeypatch.setattr(sources, "BLOCK", 2)
+    texts = [make_nacl().to(fmt="cif"), "nonsense", make_copper().to(fmt="cif")]
+    payloads = [Payload(str(i), text, "cif") for i, text in enumerate(texts * 2)]
+    payloads.append(Payload("6", make_copper()))
+    blocks = list(parse_blocks(payloads, num_workers=num_workers))
+    assert [block.names for block in blocks] == [["0", "1"], ["2", "3"], ["4", "5"], ["6"]]
+    assert [list(block.errors) for block in blocks] == [[1], [], [0], []]
+    assert blocks[0].errors[1].startswith("cannot be read as a structure")
+    found = [
+        Structure.from_dict(s) if isinstance(s, dict) else s for b in blocks for s in b.structures
+    ]
+    assert [s.reduced_formula for s in found] == ["NaCl", "Cu", "NaCl", "Cu", "Cu"]
+
+
+def test_parsing_needs_no_negative_workers():
+    with pytest.raises(SettingsError, match="num_workers must be at least 0, got -1"):
+        parse_blocks([], num_workers=-1)
 
 
 def test_list_of_dictionaries_and_one_dictionary_are_structures(tmp_path):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from io import StringIO
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -15,6 +18,7 @@ from crysxpp_mm.errors import DataError, SettingsError, StructureTypeError
 from crysxpp_mm.estimators import CrysXPPClassifier, CrysXPPRegressor
 from crysxpp_mm.explain import (
     contributions,
+    plot_contributions,
     plot_explanation,
     plot_learning_curve,
     plot_parity,
@@ -190,13 +194,26 @@ def test_parity_plot():
     axes = plot_parity(truth, [1.5, 2.0, 3.0], std=[0.1, 0.2, 0.3], unit="GPa")
     assert axes.get_xlabel() == "K, true (GPa)"
     assert axes.get_ylabel() == "K, predicted (GPa)"
-    assert axes.get_title() == "MAE 0.25 GPa, 2 crystals"
+    assert axes.get_title() == "MAE 0.25 GPa, R\u00b2 0.500, 2 crystals"
     draw(axes)
-    draw(plot_parity([1.0], [1.0]))
+    one = plot_parity([1.0], [1.0])
+    assert one.get_title() == "MAE 0, 1 crystals"
+    draw(one)
     with pytest.raises(DataError, match="of one shape"):
         plot_parity([1.0], [1.0, 2.0])
     with pytest.raises(DataError, match="no pair"):
         plot_parity([np.nan], [1.0])
+
+
+def test_parity_plot_with_logarithms():
+    axes = plot_parity([10.0, 200.0], [20.0, 100.0], scale="log")
+    assert axes.get_xscale() == axes.get_yscale() == "log"
+    draw(axes)
+    labels = {text.get_text() for text in axes.get_xticklabels()}
+    assert {"10", "20", "50", "100", "200"} <= labels
+    draw(plot_parity([5.0], [5.0], scale="log"))
+    with pytest.raises(DataError, match="needs values above zero, got -1"):
+        plot_parity([1.0], [-1.0], scale="log")
 
 
 def test_explanation_plot(fitted):
@@ -214,10 +231,59 @@ def test_explanation_plot(fitted):
 def test_learning_curve_plot(fitted):
     axes = plot_learning_curve(fitted)
     assert axes.get_xlabel() == "epoch"
+    assert axes.get_ylabel() == "loss (mean absolute error,\nstandardized target)"
     draw(axes)
     draw(plot_learning_curve(fitted.members_ and fitted.learning_curve_.drop(columns="member")))
     with pytest.raises(DataError, match="learning_curve_"):
         plot_learning_curve(CrysXPPRegressor())
+
+
+def test_learning_curve_marks_the_best_epoch(fitted_classifier):
+    curve = pd.DataFrame(
+        {"epoch": [0, 1, 2], "train_loss": [3.0, 2.0, 1.0], "val_loss": [3.0, 1.0, 2.0]}
+    )
+    axes = plot_learning_curve(curve)
+    (point,) = (line for line in axes.lines if line.get_label() == "best epoch")
+    assert point.get_xydata().tolist() == [[2.0, 1.0]]
+    assert plot_learning_curve(fitted_classifier).get_ylabel() == "loss (cross entropy)"
+
+
+def test_contributions_plot_goes_from_the_baseline_to_the_prediction(fitted):
+    found = fitted.contributions(MATERIALS[1], target="gap")
+    axes = plot_contributions(found)
+    assert axes.get_xlabel() == "gap (eV)"
+    assert len(axes.patches) == 9
+    widths = np.array([bar.get_width() for bar in axes.patches])
+    assert (np.diff(np.abs(widths)) <= 0).all()  # the largest first
+    first, last = axes.patches[0], axes.patches[-1]
+    assert first.get_x() == pytest.approx(found.baseline)
+    assert last.get_x() + last.get_width() == pytest.approx(found.prediction, abs=1e-6)
+    low, high = axes.get_xlim()
+    assert low < min(found.baseline, found.prediction)
+    assert high > max(found.baseline, found.prediction)
+    draw(axes)
+
+
+def test_contributions_are_a_table_in_a_notebook(fitted):
+    found = fitted.contributions(MATERIALS[1], target="gap")
+    html = found._repr_html_()
+    tables = pd.read_html(StringIO(html), index_col=0)
+    assert list(tables[0].index) == ["0 Sr", "1 Ti", "2 O", "3 O", "4 O", "sum"]
+    assert tables[0].loc["sum", "sum"] == pytest.approx(found.prediction - found.baseline, rel=5e-3)
+    cell = MATERIALS[1].copy()
+    cell.make_supercell(2)
+    html = fitted.contributions(cell, target="gap")._repr_html_()
+    assert list(pd.read_html(StringIO(html), index_col=0)[0].index) == [
+        *("Sr (8 sites)", "Ti (8 sites)", "O (24 sites)", "sum")
+    ]
+
+
+def test_html_is_escaped(fitted):
+    found = replace(fitted.contributions(MATERIALS[0], target="gap"), name="<b>", unit="<i>")
+    html = found._repr_html_()
+    assert "&lt;b&gt;" in html
+    assert "&lt;i&gt;" in html
+    assert "<i>" not in html
 
 
 def test_plots_draw_into_given_axes(fitted):
@@ -225,3 +291,6 @@ def test_plots_draw_into_given_axes(fitted):
     assert plot_parity([1.0, 2.0], [1.0, 2.0], axes=axes) is axes
     assert plot_learning_curve(fitted, axes=axes) is axes
     assert plot_explanation(fitted.explain(MATERIALS[0]), axes=axes) is axes
+    found = fitted.contributions(MATERIALS[0], target="gap")
+    empty = Figure().add_subplot()
+    assert plot_contributions(found, axes=empty) is empty

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from crysxpp_mm.cli import benchmark, featurize, shipped, training
+from crysxpp_mm.cli import benchmark, explain, featurize, fine_tune, predict, shipped, training
 from crysxpp_mm.cli.messages import one_line
 from crysxpp_mm.errors import CrysXPPError
 from crysxpp_mm.version import __version__
@@ -85,6 +85,9 @@ for command in (
     featurize.featurize,
     training.graphs,
     training.pretrain,
+    fine_tune.train,
+    predict.predict,
+    explain.explain,
     shipped.models,
 ):
     app.command()(command)

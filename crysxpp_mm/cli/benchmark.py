@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from crysxpp_mm.cli.options import BenchmarkData, BenchmarkOut, Model
+from crysxpp_mm.cli.options import BenchmarkData, BenchmarkGraphs, BenchmarkOut, Model
 
 app = typer.Typer(
     help="Measure this package on real data.",
@@ -65,3 +65,94 @@ def columns(
 
     run_columns(data, out=out, models=model or None, say=typer.echo)
     typer.echo(f"Wrote to {out}.")
+
+
+@app.command()
+def small_data(
+    data: BenchmarkData = None,
+    out: BenchmarkOut = Path("benchmark-results"),
+    graphs: BenchmarkGraphs = None,
+    properties: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--property",
+            help="A property by name; may be repeated.  [default: all seven]",
+            show_default=False,
+        ),
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds, from 0.")] = 3,
+    n_members: Annotated[int, typer.Option(min=1, help="Networks of an ensemble.")] = 3,
+    curves: Annotated[
+        bool, typer.Option("--curves", help="Error against the number of labels instead.")
+    ] = False,
+) -> None:
+    """Measure how well CrysXPP learns from few labels.
+
+    Seven properties from a fifth of their labels, with and without pretraining, beside simple
+    models on learned and on Magpie columns. Takes hours; the same command goes on with a run that
+    was stopped.
+
+    \b
+    Example:
+      crysxpp benchmark small-data --data DATA --property "bulk modulus"
+    """
+    from crysxpp_mm.benchmarks.small_data import (
+        CURVE_PROPERTIES,
+        run_label_curves,
+        run_small_data,
+    )
+
+    if curves:
+        run_label_curves(
+            data,
+            graphs=graphs,
+            out=out,
+            properties=properties or CURVE_PROPERTIES,
+            seeds=range(seeds),
+            n_members=n_members,
+            say=typer.echo,
+        )
+    else:
+        run_small_data(
+            data,
+            graphs=graphs,
+            out=out,
+            properties=properties,
+            seeds=range(seeds),
+            n_members=n_members,
+            say=typer.echo,
+        )
+
+
+@app.command()
+def pretraining(
+    data: BenchmarkData = None,
+    out: BenchmarkOut = Path("benchmark-results"),
+    graphs: BenchmarkGraphs = None,
+    runs: Annotated[Path, typer.Option(help="Folder of the pretrainings.")] = Path(
+        "pretraining-runs"
+    ),
+    variants: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--variant",
+            help="A variant by name; may be repeated.  [default: all]",
+            show_default=False,
+        ),
+    ] = None,
+    epochs: Annotated[int, typer.Option(min=1, help="Epochs of each pretraining.")] = 5,
+) -> None:
+    """Measure what each choice of the pretraining is worth.
+
+    Short pretrainings with one setting changed, judged by what simple models learn from their
+    columns. Takes an hour; the same command goes on with a run that was stopped.
+
+    \b
+    Example:
+      crysxpp benchmark pretraining --data DATA --graphs mp.graphs
+    """
+    from crysxpp_mm.benchmarks.pretraining import run_pretraining
+
+    run_pretraining(
+        data, graphs=graphs, out=out, runs=runs, variants=variants, epochs=epochs, say=typer.echo
+    )

@@ -6,24 +6,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from crysxpp_mm.cli.inputs import find_source
 from crysxpp_mm.cli.messages import one_line, print_errors, reason
-from crysxpp_mm.cli.options import Column, DataHome, Model, Source
+from crysxpp_mm.cli.options import Column, DataHome, KeepErrors, Model, Parsers, Source
 from crysxpp_mm.cli.tables import OUTPUT_SUFFIXES, check_output, join_columns, write_table
 from crysxpp_mm.errors import DataError
 
 if TYPE_CHECKING:
-    from crysxpp_mm.data.sources import Payload
+    from crysxpp_mm.data.sources import Parsed
     from crysxpp_mm.featurizers import CrysAEFeaturizer
-
-BLOCK = 256
-"""Structures that are parsed and featurized at a time."""
 
 
 def featurize(
@@ -37,13 +33,8 @@ def featurize(
     ] = Path("columns.csv"),
     column: Column = None,
     model: Model = None,
-    ignore_errors: Annotated[
-        bool,
-        typer.Option(
-            "--ignore-errors",
-            help="Keep what fails as a row without numbers, with the reason in the column 'error'.",
-        ),
-    ] = False,
+    ignore_errors: KeepErrors = False,
+    num_workers: Parsers = 0,
     data_home: DataHome = None,
 ) -> None:
     """Make learned columns from structures.
@@ -52,12 +43,15 @@ def featurize(
     Examples:
       crysxpp featurize my_cifs/ --out columns.csv
       crysxpp featurize table.csv --column cif --out columns.csv.gz --ignore-errors
+      crysxpp featurize crystals.zip --out columns.csv --num-workers 4
       crysxpp featurize elastic_tensor_2015 --data-home matminer_data --out columns.csv
     """
     check_output(out)
+    import numpy as np
+    import pandas as pd
     from tqdm.auto import tqdm
 
-    from crysxpp_mm.data.sources import open_structures
+    from crysxpp_mm.data.sources import open_structures, parse_blocks
 
     found, column = find_source(source, column, data_home)
     entries = open_structures(found, column=column)
@@ -68,14 +62,13 @@ def featurize(
     start = time.perf_counter()
     rows: list[list[float]] = []
     errors: list[str] = []
-    payloads = iter(entries)
     with tqdm(total=len(entries), desc="structures", unit="") as bar:
-        while block := list(islice(payloads, BLOCK)):
-            for payload, row, error in _featurize_block(featurizer, block):
+        for block in parse_blocks(entries, num_workers=num_workers):
+            for name, row, error in _featurize_block(featurizer, block):
                 if error and not ignore_errors:
                     raise DataError(
-                        f"{payload.name}: {error} (--ignore-errors keeps its row, without "
-                        "numbers, and goes on.)"
+                        f"{name}: {error} (--ignore-errors keeps its row, without numbers, and "
+                        "goes on.)"
                     )
                 rows.append(row)
                 errors.append(error)
@@ -85,7 +78,13 @@ def featurize(
     if all(errors):
         name, error = next(iter(failed.items()))
         raise DataError(f"{entries.label}: no structure could be featurized; {name}: {error}")
-    table = join_columns(entries, rows, labels, errors if ignore_errors else None)
+    table = join_columns(
+        entries.names,
+        entries.table,
+        pd.DataFrame(np.array(rows, dtype=np.float32), columns=pd.Index(labels)),
+        errors if ignore_errors else None,
+        label=entries.label,
+    )
     write_table(table, out)
     typer.echo(
         f"{len(entries) - errors.count('')} of {len(entries)} structures failed."
@@ -103,25 +102,18 @@ def featurize(
 
 
 def _featurize_block(
-    featurizer: CrysAEFeaturizer, block: list[Payload]
-) -> Iterator[tuple[Payload, list[float], str]]:
-    """Each payload with its numbers and, if they are NaN, the reason in one line."""
-    from crysxpp_mm.data.sources import parse
-
-    structures: list[Any] = []
-    unread: dict[int, str] = {}
-    for position, payload in enumerate(block):
-        try:
-            structures.append(parse(payload))
-        except DataError as error:
-            unread[position] = str(error).removeprefix(f"{payload.name}: ")
+    featurizer: CrysAEFeaturizer, block: Parsed
+) -> Iterator[tuple[str, list[float], str]]:
+    """The name of each structure, its numbers and, if they are NaN, the reason in one line."""
     rows = iter(
-        featurizer.featurize_many(structures, ignore_errors=True, return_errors=True, pbar=False)
+        featurizer.featurize_many(
+            block.structures, ignore_errors=True, return_errors=True, pbar=False
+        )
     )
     width = len(featurizer.feature_labels())
-    for position, payload in enumerate(block):
-        if position in unread:
-            yield payload, [float("nan")] * width, one_line(unread[position])
+    for position, name in enumerate(block.names):
+        if position in block.errors:
+            yield name, [float("nan")] * width, one_line(block.errors[position])
         else:
             *numbers, text = next(rows)
-            yield payload, numbers, reason(text) if isinstance(text, str) else ""
+            yield name, numbers, reason(text) if isinstance(text, str) else ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from gzip import GzipFile
 from io import TextIOWrapper
@@ -15,8 +15,6 @@ from crysxpp_mm.errors import DataError, SettingsError
 
 if TYPE_CHECKING:
     import pandas as pd
-
-    from crysxpp_mm.data.sources import StructureSource
 
 OUTPUT_SUFFIXES = (".csv", ".csv.gz", ".json.gz")
 """Kinds of tables that are written."""
@@ -35,29 +33,34 @@ def check_output(out: Path) -> None:
 
 
 def join_columns(
-    entries: StructureSource,
-    rows: list[list[float]],
-    labels: list[str],
-    errors: list[str] | None,
+    names: Sequence[str],
+    table: pd.DataFrame | None,
+    columns: pd.DataFrame,
+    errors: Sequence[str] | None,
+    *,
+    label: str,
 ) -> pd.DataFrame:
-    """What is written: the other columns or the names, the numbers, the errors.
+    """What is written: the other columns of a table or the names, the new ones, the errors.
+
+    Args:
+        names: Name of each crystal.
+        table: The other columns of the crystals' table, if they have one.
+        columns: What was computed, a row a crystal.
+        errors: Why a row has no numbers, empty where it has; no such column if None.
+        label: Where the crystals come from.
 
     Raises:
         DataError: the table has a column of that name already.
     """
-    import numpy as np
     import pandas as pd
 
-    table = pd.DataFrame({"name": entries.names}) if entries.table is None else entries.table
-    numbers = pd.DataFrame(
-        np.array(rows, dtype=np.float32), columns=pd.Index(labels), index=table.index
-    )
-    parts = [table, numbers]
+    kept = pd.DataFrame({"name": names}) if table is None else table
+    parts = [kept, columns.set_axis(kept.index)]
     if errors is not None:
-        parts.append(pd.DataFrame({"error": errors}, index=table.index))
-    new = [label for part in parts[1:] for label in part.columns]
-    if taken := [label for label in new if label in table.columns]:
-        raise DataError(f"{entries.label} has a column {taken[0]!r} already; rename or remove it.")
+        parts.append(pd.DataFrame({"error": errors}, index=kept.index))
+    new = [column for part in parts[1:] for column in part.columns]
+    if taken := [column for column in new if column in kept.columns]:
+        raise DataError(f"{label} has a column {taken[0]!r} already; rename or remove it.")
     return pd.concat(parts, axis=1)
 
 

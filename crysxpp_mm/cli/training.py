@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -101,9 +103,7 @@ def pretrain(
         ignore_errors=ignore_errors,
         data_home=data_home,
     )
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)  # its tips are no results
-    warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # between Lightning and torch
-    try:
+    with lightning_run("The same command goes on from the last checkpoint."):
         model = run(
             store.graphs,
             settings,
@@ -115,13 +115,6 @@ def pretrain(
             devices=devices,
             num_workers=num_workers,
         )
-    except FloatingPointError as error:
-        raise SettingsError(str(error)) from error
-    except SystemExit as stop:
-        if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning makes it an exit
-            typer.echo("The same command goes on from the last checkpoint.", err=True)
-            raise KeyboardInterrupt from stop
-        raise
     results = model.metadata["results"]
     typer.echo(
         f"\n{results['epochs']} epochs done, the best loss {results['best_loss']:.4g} in epoch "
@@ -137,6 +130,30 @@ def pretrain(
         "Next:\n"
         f"  crysxpp featurize SOURCE --model {out / MODEL} --out columns.csv"
     )
+
+
+@contextmanager
+def lightning_run(advice: str) -> Iterator[None]:
+    """Train in it: without Lightning's tips, and with an end as other commands have it.
+
+    Args:
+        advice: What Ctrl-C is answered with.
+
+    Raises:
+        SettingsError: the loss is not finite.
+        KeyboardInterrupt: Ctrl-C, also where Lightning makes it an exit.
+    """
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)  # its tips are no results
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # between Lightning and torch
+    try:
+        yield
+    except FloatingPointError as error:
+        raise SettingsError(str(error)) from error
+    except SystemExit as stop:
+        if isinstance(stop.__context__, KeyboardInterrupt):
+            typer.echo(advice, err=True)
+            raise KeyboardInterrupt from stop
+        raise
 
 
 def _describe_store(store: GraphStore, path: Path) -> None:

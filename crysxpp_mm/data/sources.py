@@ -9,14 +9,18 @@ import os
 import warnings
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from concurrent.futures import Future
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, NamedTuple, TypeAlias
 
 import pandas as pd
+from joblib.externals.loky import ProcessPoolExecutor
 from pymatgen.core import IStructure, Structure
 
-from crysxpp_mm.errors import DataError
+from crysxpp_mm.errors import DataError, SettingsError
 from crysxpp_mm.graph.converter import without_code
 
 StructureLike: TypeAlias = IStructure | Mapping[str, Any]
@@ -27,7 +31,11 @@ STRUCTURE = "structure"
 MAX_FILE_BYTES = 50_000_000
 """A file of one structure that is larger, or becomes so when it is unpacked, is refused."""
 
+BLOCK = 256
+"""Structures that are parsed at a time."""
+
 _GZIP = b"\x1f\x8b"
+_STRUCTURE_SUFFIXES = (".gz", ".cif", ".mcif", ".json", ".vasp", ".poscar")
 _TABLE_SUFFIXES = (".csv", ".csv.gz", ".json", ".json.gz")
 
 
@@ -126,11 +134,18 @@ def is_table(path: str | os.PathLike[str]) -> bool:
     return Path(path).name.lower().endswith(_TABLE_SUFFIXES)
 
 
-def read_table(path: str | os.PathLike[str]) -> pd.DataFrame | Mapping[str, Any]:
+def read_table(
+    path: str | os.PathLike[str], *, text: Collection[str] = ()
+) -> pd.DataFrame | Mapping[str, Any]:
     """A CSV or JSON table; the dictionary itself where the JSON file holds one structure.
 
     JSON tables are what pandas writes with ``orient="split"`` or ``"records"``, and matminer's own
-    files. Nothing in them is run: structures stay dictionaries.
+    files. Nothing in them is run: structures stay dictionaries. A column of a CSV table with a
+    whole number that begins with a zero, such as ``007``, holds names: it is read as text.
+
+    Args:
+        path: The file.
+        text: More columns of a CSV table that are to be read as text.
 
     Raises:
         DataError: the file cannot be read as one.
@@ -138,10 +153,7 @@ def read_table(path: str | os.PathLike[str]) -> pd.DataFrame | Mapping[str, Any]
     source = Path(path)
     try:
         if source.name.lower().endswith((".csv", ".csv.gz")):
-            # "NaN" may be a formula; only an empty cell is a missing value.
-            return pd.read_csv(
-                source, keep_default_na=False, na_values=[""], float_precision="round_trip"
-            )
+            return _read_csv(source, text)
         data = source.read_bytes()
         content = json.loads(gzip.decompress(data) if data[:2] == _GZIP else data)
         if isinstance(content, dict) and {"columns", "data"} <= set(content):
@@ -159,6 +171,90 @@ def read_table(path: str | os.PathLike[str]) -> pd.DataFrame | Mapping[str, Any]
         f"{source} holds neither a table (pandas' 'split' or 'records' form, or matminer's) nor a "
         "structure."
     )
+
+
+def _read_csv(source: Path, text: Collection[str]) -> pd.DataFrame:
+    # "NaN" may be a formula; only an empty cell is a missing value.
+    cells = pd.read_csv(source, keep_default_na=False, na_values=[""], dtype=str)
+    kept = {
+        name: str
+        for name, column in cells.items()
+        if name in text or column.str.fullmatch(r"0\d+").any()
+    }
+    return pd.read_csv(
+        source,
+        keep_default_na=False,
+        na_values=[""],
+        dtype=kept,
+        float_precision="round_trip",
+    )
+
+
+class Parsed(NamedTuple):
+    """Some structures in the order of their source."""
+
+    names: list[str]
+    structures: list[StructureLike]  # of those that could be parsed
+    errors: dict[int, str]  # why the others could not, by position in ``names``
+
+
+def parse_blocks(payloads: Iterable[Payload], *, num_workers: int = 0) -> Iterator[Parsed]:
+    """Parse structures, ``BLOCK`` at a time.
+
+    Args:
+        payloads: What to parse.
+        num_workers: Processes that parse; 0 for this one. It is this one as well for a block that
+            holds structures already.
+
+    Raises:
+        SettingsError: ``num_workers`` is negative.
+    """
+    if num_workers < 0:
+        raise SettingsError(f"num_workers must be at least 0, got {num_workers}.")
+    return _parsed(iter(payloads), num_workers)
+
+
+def _parsed(payloads: Iterator[Payload], num_workers: int) -> Iterator[Parsed]:
+    pool = None
+    waiting: deque[Future[Parsed] | Parsed] = deque()
+    try:
+        while block := list(islice(payloads, BLOCK)):
+            if num_workers == 0 or not any(payload.fmt for payload in block):
+                waiting.append(_parse_block(block))
+            else:
+                pool = pool or ProcessPoolExecutor(num_workers)
+                waiting.append(pool.submit(_parse_block, block))
+            if len(waiting) > 2 * num_workers:
+                yield _done(waiting.popleft())
+        while waiting:
+            yield _done(waiting.popleft())
+    finally:
+        if pool is not None:
+            pool.shutdown(wait=True, kill_workers=True)
+
+
+def _parse_block(payloads: list[Payload]) -> Parsed:
+    structures: list[StructureLike] = []
+    errors: dict[int, str] = {}
+    for position, payload in enumerate(payloads):
+        try:
+            structures.append(parse(payload))
+        except DataError as error:
+            errors[position] = str(error).removeprefix(f"{payload.name}: ")
+    return Parsed([payload.name for payload in payloads], structures, errors)
+
+
+def _done(block: Future[Parsed] | Parsed) -> Parsed:
+    return block if isinstance(block, Parsed) else block.result()
+
+
+def bare_name(name: str) -> str:
+    """The name of a structure's file without folders and suffix: its id, as in ``mp-1.cif.gz``."""
+    bare = PurePosixPath(name).name
+    for suffix in _STRUCTURE_SUFFIXES:
+        if bare.lower().endswith(suffix):
+            bare = bare[: -len(suffix)]
+    return bare
 
 
 def parse(payload: Payload) -> StructureLike:
