@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from crysxpp_mm.errors import DataError
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.text import Text
@@ -197,3 +198,46 @@ def _add_labels(
                 taken.append((left - 2, bottom - 2, right + 2, top + 2))
                 break
             text.remove()
+
+
+def draw_label_curves(summary: pd.DataFrame) -> Figure:
+    """Draw the error against the number of labels, a panel a property, a line a method.
+
+    Args:
+        summary: One row a property, method and number of labels, with the columns ``property``,
+            ``unit``, ``method``, ``n_train``, ``mae`` and ``std`` (over the seeds, drawn as bars).
+
+    Returns:
+        The figure.
+    """
+    from matplotlib.figure import Figure
+
+    names = list(summary["property"].unique())
+    figure = Figure(figsize=(5.2 * len(names), 4.2), dpi=150, layout="constrained")
+    panels = figure.subplots(1, len(names), squeeze=False)[0]
+    methods = list(summary["method"].unique())
+    for axes, name in zip(panels, names, strict=True):
+        of_property = summary[summary["property"] == name]
+        for color, method in zip(COLORS, methods, strict=False):
+            line = of_property[of_property["method"] == method].sort_values("n_train")
+            axes.errorbar(
+                line["n_train"],
+                line["mae"],
+                yerr=line["std"],
+                color=color,
+                marker="o",
+                markersize=4,
+                capsize=2,
+                label=method,
+            )
+        axes.set(
+            title=name,
+            xscale="log",
+            yscale="log",
+            xlabel="labelled crystals",
+            ylabel=f"mean absolute error / {of_property['unit'].iloc[0]}",
+        )
+        axes.grid(which="both", color="#eeeeee", linewidth=0.6)
+        axes.set_axisbelow(True)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    return figure

@@ -474,13 +474,13 @@ def run_columns(
             raise SettingsError(f"{name} must not be empty.")
     started = time.monotonic()
     chosen = shipped_models() if models is None else list(models)
-    tables = _first_rows(load_tables(root), rows)
+    tables = first_rows(load_tables(root), rows)
     calibration = tables["mp2000"].structures[:CALIBRATION_CRYSTALS]
     kinds = column_kinds(data_root(root), chosen, seeds, calibration)
-    cache = _FoldCache(Path(out) / "columns_folds.csv", candidates)
-    with _one_blas_thread():
+    cache = FoldCache(Path(out) / "columns_folds.csv", candidates)
+    with one_blas_thread():
         for kind in kinds:
-            _score_kind(kind, tables, cache, say)
+            score_kind(kind, tables, cache, say)
     folds = cache.finish()
     summary = summarize(folds)
     differences = compare(folds, ours=kinds[0].name, controls=CONTROLS)
@@ -503,9 +503,8 @@ def shipped_models() -> list[str]:
     return sorted(list_models()["name"], key=lambda name: (name != DEFAULT_MODEL, name))
 
 
-def _first_rows(
-    tables: Mapping[str, BenchmarkTable], rows: int | None
-) -> dict[str, BenchmarkTable]:
+def first_rows(tables: Mapping[str, BenchmarkTable], rows: int | None) -> dict[str, BenchmarkTable]:
+    """The tables with their first rows only; whole without a number."""
     return {
         name: BenchmarkTable(
             name=name,
@@ -517,10 +516,10 @@ def _first_rows(
     }
 
 
-def _score_kind(
+def score_kind(
     kind: Kind,
     tables: Mapping[str, BenchmarkTable],
-    cache: _FoldCache,
+    cache: FoldCache,
     say: Callable[[str], None],
 ) -> None:
     """Score a kind of columns on every target, through the cache."""
@@ -538,7 +537,7 @@ def _score_kind(
         )
 
 
-class _FoldCache:
+class FoldCache:
     """Errors fold by fold in a CSV file, kept as they come."""
 
     def __init__(
@@ -581,7 +580,7 @@ class _FoldCache:
                         "n_columns": columns.shape[1],
                         "fold": score.fold,
                         "mae": score.mae,
-                        **_settings_of(score.chosen),
+                        **regressor_settings(score.chosen),
                         **{name: score.by_regressor.get(name, np.nan) for name in _REGRESSORS},
                         "key": key,
                     }
@@ -635,7 +634,7 @@ def _frame(records: list[dict[str, Any]]) -> pd.DataFrame:
     return pd.DataFrame(records, columns=_FOLD_COLUMNS).astype({"seed": "Int64"})
 
 
-def _settings_of(candidate: Candidate) -> dict[str, str]:
+def regressor_settings(candidate: Candidate) -> dict[str, str]:
     """The regressor and its settings, as text."""
     settings = {
         "ridge": f"alpha={candidate.alpha:.3g}",
@@ -645,7 +644,8 @@ def _settings_of(candidate: Candidate) -> dict[str, str]:
     return {"chosen": candidate.regressor, "settings": settings[candidate.regressor]}
 
 
-def _one_blas_thread() -> Any:
+def one_blas_thread() -> Any:
+    """A context in which numpy and scikit-learn compute with one thread."""
     # It comes with scikit-learn, without types.
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
@@ -734,7 +734,7 @@ def compare(folds: pd.DataFrame, *, ours: str, controls: Sequence[str]) -> pd.Da
     return pd.DataFrame(rows)
 
 
-def _wide(summary: pd.DataFrame) -> pd.DataFrame:
+def wide_table(summary: pd.DataFrame) -> pd.DataFrame:
     """Error and spread as text, one row a target, one column a kind; the least error in bold."""
     rows = []
     for target, group in summary.groupby("target", sort=False):
@@ -790,7 +790,7 @@ def _page(
                 f"{FOLDS} folds ± its standard deviation over the folds; the least in bold."
             ),
             "",
-            markdown_table(_wide(summary)),
+            markdown_table(wide_table(summary)),
             "",
             *(f"- **{name}** ({widths[name]} columns): {what[name]}." for name in names),
             "",
@@ -900,15 +900,15 @@ def run_choice(
     from crysxpp_mm.model_zoo import DEFAULT_MODEL
 
     name = DEFAULT_MODEL if model is None else model
-    loaded = _first_rows(load_tables(root) if tables is None else tables, rows)
+    loaded = first_rows(load_tables(root) if tables is None else tables, rows)
     featurizer = CrysAEFeaturizer(model=name, device="cpu")
     labels = [label.split() for label in featurizer.feature_labels()]  # CrysAE L2 mean 17
     last = max(label[1] for label in labels)
     embedded = {
         table.name: featurizer.structure_embeddings(table.structures) for table in loaded.values()
     }
-    cache = _FoldCache(Path(out) / "column_choice_folds.csv", QUICK, margin=np.inf)
-    with _one_blas_thread():
+    cache = FoldCache(Path(out) / "column_choice_folds.csv", QUICK, margin=np.inf)
+    with one_blas_thread():
         for choice, (all_layers, moments) in CHOICES.items():
             wanted = [
                 (all_layers or layer == last) and moment in moments
@@ -916,14 +916,14 @@ def run_choice(
             ]
             blocks = iter([block[:, wanted] for block in embedded.values()])
             kind = Kind(name=choice, what="", embed=lambda _, blocks=blocks: next(blocks))  # type: ignore[misc]
-            _score_kind(kind, loaded, cache, say)
+            score_kind(kind, loaded, cache, say)
     summary = summarize(cache.finish()).drop(columns=["std_seeds", "trees"])
     default = list(CHOICES)[-1]
     wide = summary.pivot(index="target", columns="kind", values="mae")[list(CHOICES)]
     relative = (wide.div(wide[default], axis=0)).mean()
     shown = pd.concat(
         [
-            _wide(summary),
+            wide_table(summary),
             pd.DataFrame(
                 [
                     {

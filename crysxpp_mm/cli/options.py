@@ -73,8 +73,7 @@ BenchmarkGraphs = Annotated[
     Path | None,
     typer.Option(
         "--graphs",
-        help="File of the graphs of mp_structures.zip; built if absent.  "
-        "[default: mp.graphs here]",
+        help="File of the graphs of mp_structures.zip; built if absent.  [default: mp.graphs here]",
         show_default=False,
     ),
 ]

@@ -1,0 +1,194 @@
+"""What each choice of the pretraining is worth: short pretrainings, judged by their columns.
+
+Every variant starts from the settings of ``crysae-mp-v1`` and changes what its name says. They are
+trained on the same crystals for the same number of epochs, and a simple model learns the targets
+of ``columns.md`` from their columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from crysxpp_mm.benchmarks.columns import (
+    FOLDS,
+    QUICK,
+    RANDOM,
+    FoldCache,
+    Kind,
+    first_rows,
+    learned_columns,
+    one_blas_thread,
+    random_columns,
+    score_kind,
+    summarize,
+    wide_table,
+)
+from crysxpp_mm.benchmarks.data import BenchmarkTable, load_tables
+from crysxpp_mm.benchmarks.properties import load_graphs
+from crysxpp_mm.benchmarks.report import RESULTS, markdown_table, versions, write_report
+from crysxpp_mm.data.store import GraphStore
+from crysxpp_mm.errors import SettingsError
+from crysxpp_mm.losses import LossWeights
+from crysxpp_mm.models.crysae import CrysAE
+from crysxpp_mm.threads import one_torch_thread
+from crysxpp_mm.training.config import PretrainConfig
+from crysxpp_mm.training.pretrain import pretrain
+
+EPOCHS = 5
+CALIBRATION_CRYSTALS = 500
+COMMAND = "crysxpp benchmark pretraining"
+SHIPPED = "crysae-mp-v1"
+
+_V1 = PretrainConfig()
+VARIANTS: Mapping[str, PretrainConfig] = {
+    SHIPPED: _V1,
+    "element channel": replace(_V1, element_channel=True),
+    "15 % hidden everywhere": replace(_V1, masked=1.0, mask_fraction=0.15, visible_weight=0.0),
+    "nothing hidden": replace(_V1, masked=0.0, visible_weight=1.0),
+    "local terms only": replace(_V1, loss_weights=LossWeights.local_only()),
+    "global terms only": replace(_V1, loss_weights=LossWeights.global_only()),
+    "published": PretrainConfig.published(),
+}
+"""Settings of each variant but for the number of epochs."""
+WHAT = {
+    SHIPPED: (
+        "the settings of the shipped model: the features of 30 % of the atoms hidden in half of "
+        "the crystals, visible ones rebuilt with weight 0.1"
+    ),
+    "element channel": "a learned vector of each element beside its 92 columns",
+    "15 % hidden everywhere": "15 % of the atoms hidden in every crystal, only they rebuilt",
+    "nothing hidden": "every crystal whole, as in the paper",
+    "local terms only": "node features and bond lengths (Table 5)",
+    "global terms only": "existence and multiplicity of bonds (Table 5)",
+    "published": "loss, rate and batches of the paper",
+    RANDOM: "the network of the first variant, its batch norms calibrated, not trained",
+}
+
+
+def run_pretraining(
+    root: str | Path | None = None,
+    *,
+    graphs: str | Path | None = None,
+    out: str | Path = RESULTS,
+    runs: str | Path = "pretraining-runs",
+    variants: Sequence[str] | None = None,
+    epochs: int = EPOCHS,
+    say: Callable[[str], None] = print,
+    store: GraphStore | None = None,
+    rows: int | None = None,
+) -> pd.DataFrame:
+    """Pretrain every variant for a few epochs and compare their columns; an hour on one core.
+
+    Writes ``pretraining.csv``, ``pretraining.md`` and ``pretraining_folds.csv``. A run that was
+    stopped goes on.
+
+    Args:
+        root: The data root, as for ``crysxpp_mm.benchmarks.data.data_root``.
+        graphs: File of the graphs, as for ``load_properties``.
+        out: The folder of the results.
+        runs: The folder of the pretrainings, one folder each.
+        variants: Names of the variants, the one that the others are compared with first; all
+            without it.
+        epochs: Epochs of each.
+        say: Where the lines of text go.
+        store: The crystals to pretrain on, if they are in memory.
+        rows: Only the first rows of every table, for a quick try.
+
+    Returns:
+        One row a target and variant, as in ``pretraining.csv``.
+
+    Raises:
+        DataError: The data are missing.
+        SettingsError: There is no variant of a name, or too few epochs.
+    """
+    names = list(VARIANTS) if variants is None else list(variants)
+    if not names or (unknown := [name for name in names if name not in VARIANTS]):
+        raise SettingsError(
+            f"variants must be some of {', '.join(map(repr, VARIANTS))}, got "
+            f"{', '.join(map(repr, unknown)) if names else 'none'}."
+        )
+    if epochs < 1:
+        raise SettingsError(f"epochs must be at least 1, got {epochs}.")
+    crystals = store or load_graphs(root, graphs=graphs)
+    tables = first_rows(load_tables(root), rows)
+    cache = FoldCache(Path(out) / "pretraining_folds.csv", QUICK, margin=np.inf)
+    with one_blas_thread(), one_torch_thread():
+        for number, name in enumerate(names):
+            config = replace(VARIANTS[name], max_epochs=epochs, patience=epochs)
+            model = pretrain(
+                crystals.graphs,
+                config,
+                Path(runs) / f"{name.replace(' ', '-').replace('%', 'percent')}-{epochs}",
+                converter=crystals.converter,
+                data_hash=crystals.data_hash,
+                pbar=False,
+            )
+            say(f"{name}: {epochs} epochs, validation loss {model.metadata['results']}")
+            if number == 0:
+                score_kind(_random_kind(model, tables), tables, cache, say)
+            kind = Kind(name=name, what=WHAT[name], embed=partial(learned_columns, model=model))
+            score_kind(kind, tables, cache, say)
+    summary = summarize(cache.finish()).drop(columns=["std_seeds", "trees"])
+    kinds = [*names, RANDOM]
+    wide = summary.pivot(index="target", columns="kind", values="mae")[kinds]
+    ratio = wide.div(wide[names[0]], axis=0).mean()
+    shown = pd.concat(
+        [
+            wide_table(summary)[["target", "unit", "rows", *kinds]],
+            pd.DataFrame(
+                [
+                    {
+                        "target": f"mean ratio to {names[0]}",
+                        **{kind: f"{ratio[kind]:.3f}" for kind in kinds},
+                    }
+                ]
+            ),
+        ]
+    )
+    write_report(
+        out,
+        "pretraining",
+        tables={"pretraining": summary},
+        text="\n".join(
+            [
+                "# What each choice of the pretraining is worth",
+                "",
+                (
+                    f"Mean absolute error over {FOLDS} folds ± its standard deviation over the "
+                    f"folds, of a simple model on the columns after {epochs} epochs of "
+                    f"pretraining on {len(crystals):,} crystals, one seed; the least in bold."
+                ),
+                "",
+                markdown_table(shown),
+                "",
+                *(f"- {kind}: {WHAT[kind]}." for kind in kinds),
+                "",
+                (
+                    f"Made by `{COMMAND}`: the better of ridge and SVR, chosen on the training "
+                    "folds. Folds, tables and rows left out as in `columns.md`; the errors of "
+                    "every fold are in `pretraining_folds.csv`."
+                ),
+                "",
+                f"Versions: {versions()}.",
+                "",
+            ]
+        ),
+    )
+    say(f"pretraining: written to {out}")
+    return summary
+
+
+def _random_kind(like: CrysAE, tables: Mapping[str, BenchmarkTable]) -> Kind:
+    structures = tables["mp2000"].structures[:CALIBRATION_CRYSTALS]
+    return Kind(
+        name=RANDOM,
+        what=WHAT[RANDOM],
+        embed=partial(random_columns, like=like, seed=0, calibration=structures),
+        seed=0,
+    )

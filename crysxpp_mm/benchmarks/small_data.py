@@ -1,0 +1,606 @@
+"""How well CrysXPP learns from few labels: with and without pretraining, and beside controls.
+
+Every run draws its training and test rows from its seed; the validation rows that choose the epoch
+are taken from the training rows, and the test rows are read once, by the finished model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from crysxpp_mm.benchmarks.columns import (
+    RIDGE,
+    SVR,
+    TREES,
+    Candidate,
+    one_blas_thread,
+    predictions,
+    regressor_settings,
+    split,
+)
+from crysxpp_mm.benchmarks.properties import (
+    PROPERTIES,
+    TEST_FRACTION,
+    LabelledCrystals,
+    Property,
+    Rows,
+    find_property,
+    load_properties,
+)
+from crysxpp_mm.benchmarks.report import RESULTS, markdown_table, versions, write_report
+from crysxpp_mm.errors import SettingsError
+from crysxpp_mm.estimators import CrysXPPRegressor
+from crysxpp_mm.graph.batch import atom_batches
+from crysxpp_mm.model_zoo import DEFAULT_MODEL, load_model
+from crysxpp_mm.models.pooling import MOMENTS, pool
+from crysxpp_mm.plotting import draw_label_curves
+from crysxpp_mm.serialization import write_whole
+from crysxpp_mm.threads import one_torch_thread
+
+Values = NDArray[np.float64]
+
+FRACTION = 0.2
+"""Share of the labels of the table, as in the paper."""
+SEEDS = (0, 1, 2)
+CURVE_FRACTIONS = (0.01, 0.05, 0.2, 0.4, 0.6, 0.8)
+CURVE_PROPERTIES = ("formation energy", "bulk modulus")
+N_MEMBERS = 3
+INNER_FOLDS = 3
+BATCH_ATOMS = 4096
+INNER_ROWS = 3000
+"""Training rows at most on which the settings of a simple model are compared."""
+
+PRETRAINED, UNTRAINED = "CrysXPP", "CrysXPP without pretraining"
+COLUMNS, MAGPIE = "CrysAE columns", "Magpie"
+METHODS = (PRETRAINED, UNTRAINED, COLUMNS, MAGPIE)
+WHAT = {
+    PRETRAINED: "`CrysXPPRegressor` with its default settings, {n_members} networks",
+    UNTRAINED: "the same with `pretrained=None`: a CGCNN with a feature selector",
+    COLUMNS: (
+        "the default columns of `CrysAEFeaturizer` with the better of ridge and SVR, chosen by "
+        f"{INNER_FOLDS} folds of the training rows"
+    ),
+    MAGPIE: (
+        "matminer's Magpie features of the formula with the better of ridge and extra trees, "
+        "chosen in the same way"
+    ),
+}
+CANDIDATES = {COLUMNS: RIDGE[1::2] + SVR[4:16], MAGPIE: RIDGE[1::2] + TREES}
+
+COMMAND = "crysxpp benchmark small-data"
+RUNS = "small_data_runs.csv"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One model to train and test.
+
+    Attributes:
+        property: Name of the property.
+        fraction: Share of the labelled crystals that is learned from.
+        seed: Of the split, the weights and the order.
+        method: One of ``METHODS``.
+        n_members: Networks of the ensemble; 0 for a simple model.
+    """
+
+    property: str
+    fraction: float
+    seed: int
+    method: str
+    n_members: int
+
+
+class _Runs:
+    """Results of runs in a CSV file, kept as they come."""
+
+    columns = (
+        *asdict(Run(property="", fraction=0, seed=0, method="", n_members=0)),
+        *("n_train", "n_test", "mae", "mae_one_network", "mae_per_cell", "settings", "seconds"),
+        "key",
+    )
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.rows: list[dict[str, Any]] = []
+        if path.is_file():
+            found = pd.read_csv(path, dtype={"key": str})
+            if set(self.columns) <= set(found.columns):
+                self.rows = [
+                    {str(name): value for name, value in row.items()}
+                    for row in found[list(self.columns)].to_dict("records")
+                ]
+
+    def find(self, key: str) -> dict[str, Any] | None:
+        return next((row for row in self.rows if row["key"] == key), None)
+
+    def add(self, row: dict[str, Any]) -> None:
+        self.rows.append(row)
+        table = pd.DataFrame(self.rows, columns=self.columns)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(self.path, table.to_csv(index=False, lineterminator="\n").encode())
+
+
+class Benchmark:
+    """The crystals, their columns once they are needed, and the results so far.
+
+    Args:
+        crystals: What is learned from.
+        out: Folder of the results; a run that it has is not made again.
+        say: Where the lines of text go.
+    """
+
+    def __init__(
+        self, crystals: LabelledCrystals, *, out: str | Path, say: Callable[[str], None]
+    ) -> None:
+        self.crystals = crystals
+        self.out = Path(out)
+        self.say = say
+        self.runs = _Runs(self.out / RUNS)
+        self._columns: dict[str, NDArray[np.floating]] = {}
+
+    def result(self, run: Run) -> dict[str, Any]:
+        """What a run gave; trained and tested now if it was not yet."""
+        item = find_property(run.property)
+        labels = self.crystals.labels(item)
+        rows = self.crystals.split(item, fraction=run.fraction, seed=run.seed)
+        key = self._key(run, rows.train, rows.test, labels)
+        found = self.runs.find(key)
+        if found is not None:
+            return found
+        started = time.monotonic()
+        scores = (
+            self._network(run, item, labels, rows.train, rows.test, key)
+            if run.n_members
+            else self._simple_model(run, item, labels, rows.train, rows.test)
+        )
+        row = {
+            **asdict(run),
+            "n_train": len(rows.train),
+            "n_test": len(rows.test),
+            **scores,
+            "seconds": round(time.monotonic() - started),
+            "key": key,
+        }
+        self.runs.add(row)
+        self.say(
+            f"{run.property}, {run.fraction:.0%}, seed {run.seed}: {run.method}: "
+            f"{scores['mae']:.4g} {item.error_unit}   ({row['seconds']} s)"
+        )
+        return row
+
+    def results(self, runs: Sequence[Run]) -> pd.DataFrame:
+        """The results of several runs, one a row."""
+        with one_blas_thread(), one_torch_thread():
+            return pd.DataFrame([self.result(run) for run in runs])
+
+    def _key(self, run: Run, train: Rows, test: Rows, labels: Values) -> str:
+        """A hash of all that a result depends on."""
+        estimator = _estimator(run, find_property(run.property)) if run.n_members else None
+        settings = {} if estimator is None else estimator.get_params(deep=False)
+        simple = [asdict(candidate) for candidate in CANDIDATES.get(run.method, ())]
+        facts = [asdict(run), settings, simple, INNER_ROWS, self.crystals.data_hash, versions()]
+        total = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode())
+        for array in (train, test, labels[train], labels[test]):
+            total.update(np.ascontiguousarray(array).tobytes())
+        return total.hexdigest()[:16]
+
+    def _network(
+        self, run: Run, item: Property, labels: Values, train: Rows, test: Rows, key: str
+    ) -> dict[str, Any]:
+        """Train an ensemble and test it, and each of its networks alone."""
+        checkpoints = self.out / f"checkpoints-{key}"
+        estimator = _estimator(run, item).set_params(checkpoint_dir=checkpoints)
+        estimator.fit(self.crystals.graphs.select(train), labels[train])
+        graphs = self.crystals.graphs.select(test)
+        predicted = estimator.predict(graphs)
+        alone = [network.predict(graphs)[:, 0].numpy() for network in estimator.members_]
+        single = [np.abs(learned - item.learned(labels[test])).mean() for learned in alone]
+        shutil.rmtree(checkpoints, ignore_errors=True)
+        zeros = int((estimator.feature_weights_["weight"] == 0).sum())
+        return {
+            **self._errors(item, predicted, labels, test),
+            "mae_one_network": float(np.mean(single)),
+            "settings": f"{zeros} of 92 columns off",
+        }
+
+    def _simple_model(
+        self, run: Run, item: Property, labels: Values, train: Rows, test: Rows
+    ) -> dict[str, Any]:
+        """Choose a simple model on the training rows, fit it on them and test it."""
+        columns = self._columns_of(run.method)
+        x, y = columns[train].astype(np.float64), item.learned(labels[train])
+        candidates = CANDIDATES[run.method]
+        some = np.random.default_rng(run.seed).permutation(len(train))[:INNER_ROWS]
+        errors = np.zeros(len(candidates))
+        for part, rest in split(len(some), INNER_FOLDS, run.seed):
+            inner, outer = some[part], some[rest]
+            guesses = predictions(candidates, x[inner], y[inner], x[outer], seed=run.seed)
+            errors += np.abs(guesses - y[outer]).mean(axis=1)
+        chosen = candidates[int(errors.argmin())]
+        guess = predictions([chosen], x, y, columns[test].astype(np.float64), seed=run.seed)[0]
+        predicted = 10.0**guess if item.transform == "log10" else guess
+        return {
+            **self._errors(item, predicted, labels, test),
+            "mae_one_network": np.nan,
+            "settings": _describe(chosen),
+        }
+
+    def _errors(
+        self, item: Property, predicted: Values, labels: Values, test: Rows
+    ) -> dict[str, float]:
+        error = np.abs(item.learned(predicted) - item.learned(labels[test]))
+        per_cell = (error * self.crystals.graphs.n_atoms[test]).mean() if item.per_site else np.nan
+        return {"mae": float(error.mean()), "mae_per_cell": float(per_cell)}
+
+    def _columns_of(self, method: str) -> NDArray[np.floating]:
+        """Columns of all crystals, made once."""
+        if method not in self._columns:
+            self.say(f"columns of {len(self.crystals.table)} crystals: {method}")
+            make = _magpie if method == MAGPIE else _learned
+            self._columns[method] = make(self.crystals)
+        return self._columns[method]
+
+
+def _estimator(run: Run, item: Property) -> CrysXPPRegressor:
+    return CrysXPPRegressor(
+        pretrained=DEFAULT_MODEL if run.method == PRETRAINED else None,
+        transform=item.transform,
+        target_names=[item.target],
+        units=item.target_unit,
+        n_members=run.n_members,
+        seed=run.seed,
+        accelerator="cpu",
+        pbar=False,
+    )
+
+
+def _describe(candidate: Candidate) -> str:
+    return " ".join(regressor_settings(candidate).values())
+
+
+def _magpie(crystals: LabelledCrystals) -> NDArray[np.float64]:
+    from matminer.featurizers.composition import ElementProperty
+    from pymatgen.core import Composition
+
+    magpie = ElementProperty.from_preset("magpie")
+    magpie.set_n_jobs(1)
+    formulas = [Composition(formula) for formula in crystals.table["formula"]]
+    return np.array(magpie.featurize_many(formulas, pbar=False), dtype=np.float64)
+
+
+def _learned(crystals: LabelledCrystals) -> NDArray[np.float32]:
+    """The default columns of ``CrysAEFeaturizer``, of graphs in place of structures."""
+    model = load_model(DEFAULT_MODEL)
+    blocks = []
+    for rows in atom_batches(crystals.graphs.n_atoms, BATCH_ATOMS):
+        graph = model.make_graph(crystals.graphs.select(rows))
+        blocks.append(pool(graph, model.node_embeddings(graph), MOMENTS).numpy())
+    return np.concatenate(blocks)
+
+
+# The tables.
+
+
+def run_small_data(
+    root: str | Path | None = None,
+    *,
+    graphs: str | Path | None = None,
+    out: str | Path = RESULTS,
+    properties: Sequence[str] | None = None,
+    seeds: Sequence[int] = SEEDS,
+    n_members: int = N_MEMBERS,
+    methods: Sequence[str] = METHODS,
+    say: Callable[[str], None] = print,
+    crystals: LabelledCrystals | None = None,
+) -> pd.DataFrame:
+    """Learn every property from 20 % of the labels, and write the table; hours on one core.
+
+    Writes ``small_data.csv``, ``small_data.md`` and ``small_data_runs.csv``. A run that was
+    stopped goes on: what ``small_data_runs.csv`` has is not computed again.
+
+    Args:
+        root: The data root, as for ``crysxpp_mm.benchmarks.data.data_root``.
+        graphs: File of the graphs, as for ``load_properties``.
+        out: The folder of the results.
+        properties: Names of the properties; all seven without it.
+        seeds: Seeds of the splits.
+        n_members: Networks of an ensemble.
+        methods: What is compared.
+        say: Where the lines of text go.
+        crystals: The crystals, if they are in memory.
+
+    Returns:
+        One row a property and method, as in ``small_data.csv``.
+
+    Raises:
+        DataError: the data are missing, or there is no property of a name.
+        SettingsError: there is no method of a name, no seed, or no network.
+    """
+    chosen = [find_property(name) for name in properties or [item.name for item in PROPERTIES]]
+    _check(seeds, n_members, methods)
+    benchmark = Benchmark(crystals or load_properties(root, graphs=graphs), out=out, say=say)
+    results = benchmark.results(
+        [
+            _run(item.name, FRACTION, seed, method, n_members)
+            for item in chosen
+            for seed in seeds
+            for method in methods
+        ]
+    )
+    summary = summarize(results)
+    write_report(
+        out,
+        "small_data",
+        tables={"small_data": summary},
+        text=_page(summary, compare(results), seeds, methods, n_members),
+    )
+    say(f"small data: written to {out}")
+    return summary
+
+
+def run_label_curves(
+    root: str | Path | None = None,
+    *,
+    graphs: str | Path | None = None,
+    out: str | Path = RESULTS,
+    properties: Sequence[str] = CURVE_PROPERTIES,
+    fractions: Sequence[float] = CURVE_FRACTIONS,
+    seeds: Sequence[int] = SEEDS,
+    n_members: int = 1,
+    methods: Sequence[str] = METHODS,
+    say: Callable[[str], None] = print,
+    crystals: LabelledCrystals | None = None,
+) -> pd.DataFrame:
+    """Error against the number of labels; as a table and a figure.
+
+    Writes ``label_curves.csv``, ``label_curves.md`` and ``label_curves.png``; the runs are kept
+    in ``small_data_runs.csv``.
+
+    Args:
+        root: The data root, as for ``crysxpp_mm.benchmarks.data.data_root``.
+        graphs: File of the graphs, as for ``load_properties``.
+        out: The folder of the results.
+        properties: Names of the properties.
+        fractions: Shares of the labelled crystals that are learned from.
+        seeds: Seeds of the splits.
+        n_members: Networks of an ensemble.
+        methods: What is compared.
+        say: Where the lines of text go.
+        crystals: The crystals, if they are in memory.
+
+    Returns:
+        One row a property, fraction and method, as in ``label_curves.csv``.
+
+    Raises:
+        DataError: the data are missing, or there is no property of a name.
+        SettingsError: there is no method of a name, no seed, or no network.
+    """
+    chosen = [find_property(name) for name in properties]
+    _check(seeds, n_members, methods)
+    benchmark = Benchmark(crystals or load_properties(root, graphs=graphs), out=out, say=say)
+    results = benchmark.results(
+        [
+            _run(item.name, fraction, seed, method, n_members)
+            for item in chosen
+            for fraction in fractions
+            for seed in seeds
+            for method in methods
+        ]
+    )
+    summary = summarize(results)
+    write_report(
+        out,
+        "label_curves",
+        tables={"label_curves": summary},
+        text=_curves_page(summary, seeds, methods, n_members),
+    )
+    draw_label_curves(summary).savefig(Path(out) / "label_curves.png")
+    say(f"label curves: written to {out}")
+    return summary
+
+
+def _run(name: str, fraction: float, seed: int, method: str, n_members: int) -> Run:
+    return Run(
+        property=name,
+        fraction=fraction,
+        seed=seed,
+        method=method,
+        n_members=n_members if method in (PRETRAINED, UNTRAINED) else 0,
+    )
+
+
+def _check(seeds: Sequence[int], n_members: int, methods: Sequence[str]) -> None:
+    if not seeds:
+        raise SettingsError("seeds must not be empty.")
+    if n_members < 1:
+        raise SettingsError(f"n_members must be at least 1, got {n_members}.")
+    if not methods or (unknown := [method for method in methods if method not in METHODS]):
+        raise SettingsError(
+            f"methods must be some of {', '.join(map(repr, METHODS))}, got "
+            f"{', '.join(map(repr, unknown)) if methods else 'none'}."
+        )
+
+
+def summarize(results: pd.DataFrame) -> pd.DataFrame:
+    """Mean and standard deviation of the errors over the seeds.
+
+    Args:
+        results: One row a run.
+
+    Returns:
+        One row a property, fraction and method: ``mae``, its standard deviation ``std`` over the
+        seeds, ``mae_one_network``, ``mae_per_cell``, ``n_train``, ``n_test``, ``n_seeds``.
+    """
+    rows = []
+    for (name, fraction, method), group in results.groupby(
+        ["property", "fraction", "method"], sort=False
+    ):
+        item = find_property(str(name))
+        rows.append(
+            {
+                "property": name,
+                "unit": item.error_unit,
+                "fraction": fraction,
+                "method": method,
+                "n_members": int(group["n_members"].iloc[0]),
+                "n_train": int(group["n_train"].iloc[0]),
+                "n_test": int(group["n_test"].iloc[0]),
+                "n_seeds": len(group),
+                "mae": group["mae"].mean(),
+                "std": group["mae"].std(ddof=1),
+                "mae_one_network": group["mae_one_network"].mean(),
+                "mae_per_cell": group["mae_per_cell"].mean(),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def compare(results: pd.DataFrame) -> pd.DataFrame:
+    """Errors with pretraining minus those of every other method, seed by seed.
+
+    The runs of a seed share their rows, so their difference is steadier than the errors are.
+
+    Returns:
+        One row a property and other method: mean ``difference``, its standard deviation ``std``
+        over the seeds, and ``verdict``: "better" or "worse" where the difference exceeds it,
+        else "equal"; with a single seed there is none.
+    """
+    rows = []
+    for name in results["property"].unique():
+        wide = results[results["property"] == name].pivot(
+            index="seed", columns="method", values="mae"
+        )
+        if PRETRAINED not in wide:
+            continue
+        for method in wide.columns.drop(PRETRAINED):
+            difference = wide[PRETRAINED] - wide[method]
+            mean, spread = difference.mean(), difference.std(ddof=1)
+            verdict = "equal"
+            if np.isnan(spread):
+                verdict = ""
+            elif abs(mean) > spread:
+                verdict = "better" if mean < 0 else "worse"
+            rows.append(
+                {
+                    "property": name,
+                    "compared with": method,
+                    "difference": mean,
+                    "std": spread,
+                    "relative": mean / wide[method].mean(),
+                    "verdict": verdict,
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def _wide(summary: pd.DataFrame, index: list[str]) -> pd.DataFrame:
+    """Errors as text, one column a method; the least in bold."""
+    rows = []
+    for values, group in summary.groupby(index, sort=False):
+        row = dict(zip(index, values, strict=True))
+        row["labels"] = f"{group['n_train'].iloc[0]:,}"
+        for _, item in group.iterrows():
+            spread = "" if np.isnan(item["std"]) else f" ± {item['std']:.1g}"
+            text = f"{item['mae']:.3g}{spread}"
+            row[item["method"]] = f"**{text}**" if item["mae"] == group["mae"].min() else text
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _what(methods: Sequence[str], n_members: int) -> Iterator[str]:
+    for method in methods:
+        yield f"- {method}: {WHAT[method].format(n_members=n_members)}."
+
+
+def _how(seeds: Sequence[int]) -> str:
+    return (
+        f"Test errors, mean ± standard deviation over {len(seeds)} seeds "
+        f"({', '.join(map(str, seeds))}), each with a split of its own: {TEST_FRACTION:.0%} of the "
+        "labelled crystals are the test set, read once; validation crystals are taken from those "
+        "learned from. The defaults were chosen on a tenth of the crystals (one split, "
+        "development crystals) that is in no test set. The weights of CrysAE saw the structures "
+        "of all crystals, and no label."
+    )
+
+
+def _page(
+    summary: pd.DataFrame,
+    differences: pd.DataFrame,
+    seeds: Sequence[int],
+    methods: Sequence[str],
+    n_members: int,
+) -> str:
+    table = _wide(summary, ["property", "unit"])
+    aims = {item.name: item.aim for item in PROPERTIES}
+    table["aim"] = [aims[name] if aims[name] is not None else "" for name in table["property"]]
+    networks = summary[summary["n_members"] > 0]
+    single = _pivot(networks, "mae_one_network")
+    lines = ["# Seven properties from a fifth of the labels", "", _how(seeds), ""]
+    lines += [markdown_table(table), "", *_what(methods, n_members), ""]
+    if len(differences):
+        shown = differences.assign(
+            difference=[
+                f"{mean:+.3g} ± {std:.1g}"
+                for mean, std in zip(differences["difference"], differences["std"], strict=True)
+            ],
+            relative=[f"{value:+.1%}" for value in differences["relative"]],
+        ).drop(columns="std")
+        lines += [
+            (
+                f"{PRETRAINED} minus the others, seed by seed; a verdict where the mean "
+                "difference exceeds its standard deviation over the seeds:"
+            ),
+            "",
+            markdown_table(shown),
+            "",
+        ]
+    if n_members > 1 and len(single):
+        lines += ["The networks of the ensembles one by one, mean error:", ""]
+        lines += [markdown_table(single), ""]
+    cells = summary.dropna(subset=["mae_per_cell"])
+    if len(cells):
+        lines += ["The magnetic moment is learned per site; errors per cell, Bohr magneton:", ""]
+        lines += [markdown_table(_pivot(cells, "mae_per_cell")), ""]
+    lines += [f"Made by `{COMMAND}`; every run is in `{RUNS}`.", "", f"Versions: {versions()}.", ""]
+    return "\n".join(lines)
+
+
+def _pivot(summary: pd.DataFrame, value: str) -> pd.DataFrame:
+    wide = summary.pivot(index="property", columns="method", values=value)
+    ordered = wide.loc[summary["property"].unique(), summary["method"].unique()]
+    return ordered.reset_index().rename_axis(None, axis=1)
+
+
+def _curves_page(
+    summary: pd.DataFrame, seeds: Sequence[int], methods: Sequence[str], n_members: int
+) -> str:
+    shown = summary.assign(share=[f"{fraction:.0%}" for fraction in summary["fraction"]])
+    return "\n".join(
+        [
+            "# Error against the number of labels",
+            "",
+            _how(seeds),
+            "",
+            markdown_table(_wide(shown, ["property", "unit", "share"])),
+            "",
+            "![error against labels](label_curves.png)",
+            "",
+            *_what(methods, n_members),
+            "",
+            f"Made by `{COMMAND} --curves`; every run is in `{RUNS}`.",
+            "",
+            f"Versions: {versions()}.",
+            "",
+        ]
+    )

@@ -1,0 +1,292 @@
+"""The benchmarks of few labels and of pretraining: disjoint rows, runs that go on, whole pages."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+from small_tables import rock_salts, small_tables
+from typer.testing import CliRunner
+
+from crysxpp_mm.benchmarks import columns, pretraining, small_data
+from crysxpp_mm.benchmarks.pretraining import VARIANTS, run_pretraining
+from crysxpp_mm.benchmarks.properties import (
+    PROPERTIES,
+    LabelledCrystals,
+    find_property,
+    load_properties,
+)
+from crysxpp_mm.benchmarks.small_data import (
+    METHODS,
+    PRETRAINED,
+    UNTRAINED,
+    compare,
+    run_label_curves,
+    run_small_data,
+)
+from crysxpp_mm.cli import app
+from crysxpp_mm.data.store import build_store
+from crysxpp_mm.errors import DataError, SettingsError
+from crysxpp_mm.estimators import CrysXPPRegressor
+from crysxpp_mm.graph.converter import CrystalGraphConverter
+
+BULK = find_property("bulk modulus")
+MOMENT = find_property("magnetic moment")
+
+
+@pytest.fixture(scope="module")
+def crystals() -> LabelledCrystals:
+    structures = rock_salts(60)
+    sizes = np.array([structure.volume for structure in structures])
+    table = pd.DataFrame(
+        {
+            "material_id": [f"mp-{i}" for i in range(60)],
+            "formula": [structure.composition.reduced_formula for structure in structures],
+            **{item.column: sizes for item in PROPERTIES},
+        }
+    )
+    table.loc[::7, "K_VRH"] = np.nan
+    development = np.zeros(60, dtype=bool)
+    development[:6] = True
+    graphs = CrystalGraphConverter().convert_many(structures)
+    return LabelledCrystals(graphs, table, development, "0" * 64)
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Networks that learn for one epoch."""
+
+    def one_epoch(run: Any, item: Any) -> CrysXPPRegressor:
+        return estimator(run, item).set_params(max_epochs=1, min_steps=1, readout_dim=4)
+
+    estimator = small_data._estimator
+    monkeypatch.setattr(small_data, "_estimator", one_epoch)
+
+
+def test_split_is_disjoint_known_and_free_of_development_crystals(
+    crystals: LabelledCrystals,
+) -> None:
+    labels = crystals.labels(BULK)
+    for seed in range(5):
+        rows = crystals.split(BULK, fraction=0.5, seed=seed)
+        assert not len(np.intersect1d(rows.train, rows.test))
+        assert not np.isnan(labels[np.concatenate(rows)]).any()
+        assert not crystals.development[rows.test].any()
+        assert len(rows.train) == round(0.5 * (~np.isnan(labels)).sum())
+
+
+def test_fractions_are_nested_and_share_the_test_rows(crystals: LabelledCrystals) -> None:
+    few = crystals.split(BULK, fraction=0.1, seed=3)
+    many = crystals.split(BULK, fraction=0.8, seed=3)
+    assert set(few.train) < set(many.train)
+    assert_array_equal(few.test, many.test)
+    other = crystals.split(BULK, fraction=0.1, seed=4)
+    assert set(other.test) != set(few.test)
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.95])
+def test_fraction_that_reaches_into_the_test_is_refused(
+    crystals: LabelledCrystals, fraction: float
+) -> None:
+    with pytest.raises(DataError, match="fraction"):
+        crystals.split(BULK, fraction=fraction, seed=0)
+
+
+def test_moment_is_learned_per_site(crystals: LabelledCrystals) -> None:
+    per_cell = crystals.table["magnetic_moment"].to_numpy()
+    assert_allclose(crystals.labels(MOMENT) * crystals.graphs.n_atoms, per_cell)
+    assert MOMENT.target_unit == "Bohr magneton/site"
+
+
+def test_labels_to_distrust_are_unknown(crystals: LabelledCrystals) -> None:
+    table = crystals.table.assign(material_id=["mp-690564", *crystals.table["material_id"][1:]])
+    labels = replace(crystals, table=table).labels(find_property("formation energy"))
+    assert np.isnan(labels[0])
+    assert not np.isnan(labels[1:]).any()
+
+
+def test_unknown_property_is_refused_by_name() -> None:
+    with pytest.raises(DataError, match=r"'hardness'.*'bulk modulus'"):
+        find_property("hardness")
+
+
+@pytest.fixture
+def root(tmp_path: Path, crystals: LabelledCrystals) -> Path:
+    crystals.table.iloc[:4].to_csv(tmp_path / "mp_properties.csv", index=False)
+    return tmp_path
+
+
+def test_load_properties_joins_labels_and_graphs(root: Path, crystals: LabelledCrystals) -> None:
+    ids = ["mp-3", "mp-1", "mp-0", "mp-2", "mp-9"]
+    structures = dict(zip((f"mp-{i}" for i in range(60)), rock_salts(60), strict=True))
+    frame = pd.DataFrame(
+        {"structure": [structures[i] for i in ids]}, index=[f"{i}.cif" for i in ids]
+    )
+    build_store(frame, root / "few.graphs", pbar=False)
+    loaded = load_properties(root, graphs=root / "few.graphs")
+    assert_allclose(loaded.graphs.distances, crystals.graphs.select(np.arange(4)).distances)
+    build_store(frame.iloc[:3], root / "fewer.graphs", pbar=False)
+    with pytest.raises(DataError, match=r"mp-2\.cif"):
+        load_properties(root, graphs=root / "fewer.graphs")
+    build_store(
+        frame, root / "other.graphs", converter=CrystalGraphConverter(cutoff=6.0), pbar=False
+    )
+    with pytest.raises(DataError, match="default rule"):
+        load_properties(root, graphs=root / "other.graphs")
+    (root / "mp_properties.csv").unlink()
+    with pytest.raises(DataError, match=r"mp_properties\.csv is missing"):
+        load_properties(root, graphs=root / "few.graphs")
+
+
+def test_small_data_writes_every_method_and_goes_on(
+    crystals: LabelledCrystals, quick: None, tmp_path: Path
+) -> None:
+    said: list[str] = []
+    summary = run_small_data(
+        crystals=crystals,
+        out=tmp_path,
+        properties=["bulk modulus", "magnetic moment"],
+        seeds=(0, 1),
+        n_members=2,
+        say=said.append,
+    )
+    assert list(summary["method"]) == [*METHODS, *METHODS]
+    assert (summary["n_seeds"] == 2).all()
+    assert np.isfinite(summary["mae"]).all()
+    networks = summary[summary["n_members"] == 2]
+    # The error of a mean is never above the mean of the errors.
+    assert (networks["mae"] <= networks["mae_one_network"] + 1e-9).all()
+    cells = summary[summary["property"] == "magnetic moment"]
+    assert_allclose(cells["mae_per_cell"], 8 * cells["mae"])
+    page = (tmp_path / "small_data.md").read_text()
+    for text in (*METHODS, "aim", "0.072", "per cell", "one by one", "verdict"):
+        assert text in page
+    assert not list(tmp_path.glob("checkpoints-*"))
+
+    before = len(said)
+    again = run_small_data(
+        crystals=crystals,
+        out=tmp_path,
+        properties=["bulk modulus"],
+        seeds=(0, 1),
+        n_members=2,
+        say=said.append,
+    )
+    assert len(said) == before + 1  # nothing was computed again
+    assert_allclose(again["mae"], summary["mae"][:4])
+
+
+def test_a_result_depends_on_its_labels(
+    crystals: LabelledCrystals, quick: None, tmp_path: Path
+) -> None:
+    arguments: dict[str, Any] = {
+        "out": tmp_path,
+        "properties": ["bulk modulus"],
+        "seeds": (0,),
+        "methods": ("Magpie",),
+        "say": lambda _: None,
+    }
+    first = run_small_data(crystals=crystals, **arguments)
+    table = crystals.table.assign(K_VRH=crystals.table["K_VRH"] ** 2)
+    second = run_small_data(crystals=replace(crystals, table=table), **arguments)
+    assert second["mae"][0] > first["mae"][0]
+    assert np.isnan(second["std"][0])
+
+
+def test_label_curves_draw_a_figure(
+    crystals: LabelledCrystals, quick: None, tmp_path: Path
+) -> None:
+    summary = run_label_curves(
+        crystals=crystals,
+        out=tmp_path,
+        properties=["bulk modulus"],
+        fractions=(0.2, 0.8),
+        seeds=(0,),
+        methods=("Magpie", PRETRAINED),
+        say=lambda _: None,
+    )
+    assert list(summary["fraction"]) == [0.2, 0.2, 0.8, 0.8]
+    assert (tmp_path / "label_curves.png").stat().st_size > 10_000
+    assert "label_curves.png" in (tmp_path / "label_curves.md").read_text()
+
+
+def test_verdict_needs_more_than_the_spread() -> None:
+    results = pd.DataFrame(
+        [
+            {"property": "band gap", "seed": seed, "method": method, "mae": mae}
+            for method, errors in {
+                PRETRAINED: (1.0, 2.0, 3.0),
+                UNTRAINED: (1.2, 2.2, 3.3),
+                "Magpie": (0.5, 2.5, 3.0),
+                "CrysAE columns": (0.9, 1.9, 2.8),
+            }.items()
+            for seed, mae in enumerate(errors)
+        ]
+    )
+    verdicts = compare(results).set_index("compared with")["verdict"]
+    assert verdicts.to_dict() == {
+        UNTRAINED: "better",
+        "Magpie": "equal",
+        "CrysAE columns": "worse",
+    }
+    assert set(compare(results[results["seed"] == 0])["verdict"]) == {""}
+    assert compare(results[results["method"] == "Magpie"]).empty
+
+
+@pytest.mark.parametrize(
+    ("wrong", "match"),
+    [
+        ({"seeds": ()}, "seeds"),
+        ({"n_members": 0}, "n_members"),
+        ({"methods": ()}, "methods"),
+        ({"methods": ("MEGNet",)}, "MEGNet"),
+    ],
+)
+def test_settings_without_sense_are_refused(
+    crystals: LabelledCrystals, wrong: dict[str, Any], match: str
+) -> None:
+    for run in (run_small_data, run_label_curves):
+        with pytest.raises(SettingsError, match=match):
+            run(crystals=crystals, **wrong)
+
+
+def test_every_variant_is_trained_and_judged(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(pretraining, "load_tables", lambda *_: small_tables())
+    monkeypatch.setattr(pretraining, "CALIBRATION_CRYSTALS", 8)
+    small = {name: replace(config, hidden_dim=8) for name, config in VARIANTS.items()}
+    monkeypatch.setattr(pretraining, "VARIANTS", small)
+    store = build_store(
+        pd.DataFrame({"structure": rock_salts(24)}, index=[f"salt-{i}" for i in range(24)]),
+        tmp_path / "salts.graphs",
+        pbar=False,
+    )
+    summary = run_pretraining(
+        store=store,
+        out=tmp_path,
+        runs=tmp_path / "runs",
+        epochs=1,
+        say=lambda _: None,
+    )
+    assert set(summary["kind"]) == {*VARIANTS, columns.RANDOM}
+    page = (tmp_path / "pretraining.md").read_text()
+    for name in VARIANTS:
+        assert f"- {name}: " in page
+    for wrong in ({"variants": ["sleep"]}, {"variants": []}, {"epochs": 0}):
+        with pytest.raises(SettingsError, match=next(iter(wrong))):
+            run_pretraining(store=store, out=tmp_path, **wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("command", ["small-data", "pretraining"])
+def test_commands_need_data(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CRYSXPP_DATA", raising=False)
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(app, ["benchmark", command, "--out", str(tmp_path)])
+    assert result.exit_code == 1
+    assert "CRYSXPP_DATA" in result.output
