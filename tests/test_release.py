@@ -153,7 +153,7 @@ def test_several_targets_and_stages(structures, tmp_path):
     model.fit(structures, labels)
     model.fine_tune(structures[:4], labels[:4], max_epochs=1)
     results = pd.concat([RESULTS.assign(target=target) for target in ("K", "G")])
-    folder = write(model, tmp_path / "m", results=results, train_ids=[*TRAIN, *"abcd"])
+    folder = write(model, tmp_path / "m", results=results, train_ids=pd.Series([*TRAIN, *"abcd"]))
     card = (folder / "README.md").read_text(encoding="utf-8")
     for part in (
         *("| predicts | K, GPa (learned as log10) |", "| predicts | G, GPa (learned as log10) |"),

@@ -122,6 +122,7 @@ def write_predictor_release(
             "from a shipped model by name or from a CrysAE object."
         )
     results = _check_results(results, estimator)
+    train_ids, test_ids = list(train_ids), list(test_ids)
     _check_ids(train_ids, test_ids, estimator)
     metric = _metric(estimator)
     own = results[results["method"] == THIS_MODEL].set_index("target")[metric]
