@@ -30,6 +30,9 @@ COMMANDS = (
     "featurize",
     "graphs",
     "pretrain",
+    "train",
+    "predict",
+    "explain",
     "models",
     "benchmark speed",
     "benchmark columns",
@@ -192,6 +195,16 @@ def test_table_keeps_its_columns_and_numbers_are_exact(model, tmp_path, nacl, co
         assert list(table["id"]) == ["a,b", "ü"]
         assert np.isnan(table["y"][1])
         assert table.iloc[:, 2:].to_numpy().astype(np.float32).tolist() == expected.tolist()
+
+
+def test_names_of_digits_are_kept_and_processes_change_nothing(cifs, model, tmp_path):
+    (cifs / "in.csv").write_text("structure,id,n\nnacl.cif,007,1\ncopper.cif,12,\n")
+    for name, workers in (("a.csv", 0), ("b.csv", 1)):
+        options = ("--model", model, "--out", tmp_path / name, "--num-workers", workers)
+        run("featurize", cifs / "in.csv", *options)
+    lines = (tmp_path / "a.csv").read_text().splitlines()
+    assert [line.split(",")[0] for line in lines] == ["id", "007", "12"]
+    assert (tmp_path / "a.csv").read_bytes() == (tmp_path / "b.csv").read_bytes()
 
 
 def test_same_command_gives_the_same_bytes(cifs, model, tmp_path):

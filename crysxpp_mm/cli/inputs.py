@@ -249,8 +249,9 @@ def as_numbers(labels: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
         wrong = (numbers.isna() & cells.notna()) | np.isinf(numbers)
         if wrong.any():
             row = int(np.flatnonzero(wrong)[0])
+            value = cells.tolist()[row]
             raise DataError(
-                f"{names[row]}: {target} is {cells.iloc[row]!r}, which is no number; correct it or "
+                f"{names[row]}: {target} is {value!r}, which is no number; correct it or "
                 "leave it empty. (--classify learns classes.)"
             )
         columns[target] = numbers

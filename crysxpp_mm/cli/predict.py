@@ -176,6 +176,11 @@ def _predictions(
 
 
 def _interval(estimator: Any, graphs: CrystalGraphs, confidence: float) -> dict[str, Any]:
+    """The ends of the intervals, in the order of the targets."""
     table = estimator.predict_interval(graphs, confidence=confidence)
-    (name,) = estimator.target_names_
-    return {f"{name} {end}": table[end].to_numpy() for end in ("lower", "upper")}
+    names = estimator.target_names_
+    return {
+        f"{name} {end}": (table[end] if len(names) == 1 else table[name, end]).to_numpy()
+        for name in names
+        for end in ("lower", "upper")
+    }

@@ -103,7 +103,9 @@ def _plain(table: pd.DataFrame, nested: Callable[[Any], Any]) -> pd.DataFrame:
         return nested(cell) if isinstance(cell, dict | list) else cell
 
     parts = [
-        cells.map(plain) if pd.api.types.is_object_dtype(cells) else cells
-        for _, cells in table.items()
+        pd.Series(map(plain, cells), cells.index, dtype=object, name=name)  # no whole number as 1.0
+        if pd.api.types.is_object_dtype(cells)
+        else cells
+        for name, cells in table.items()
     ]
     return pd.concat(parts, axis=1)
