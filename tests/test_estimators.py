@@ -7,10 +7,12 @@ import inspect
 import json
 import warnings
 from dataclasses import fields
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from conftest import make_bad_inputs
 from matminer.featurizers.base import BaseFeaturizer, StackedFeaturizer
 from monty.json import jsanitize
@@ -35,12 +37,13 @@ from crysxpp_mm.errors import (
     StructureTypeError,
     UnknownModelError,
 )
-from crysxpp_mm.estimators import CrysXPPClassifier, CrysXPPRegressor, splits
+from crysxpp_mm.estimators import CrysXPPClassifier, CrysXPPRegressor, networks, splits
 from crysxpp_mm.estimators.documents import document_hash
 from crysxpp_mm.estimators.splits import split_rows
 from crysxpp_mm.featurizers import CrysAEFeaturizer
 from crysxpp_mm.graph.converter import CrystalGraphConverter
 from crysxpp_mm.model_zoo import load_model
+from crysxpp_mm.models.crysxpp import CrysXPP
 from crysxpp_mm.training.config import FineTuneConfig
 
 
@@ -761,3 +764,82 @@ def test_progress_bar_and_silence(capfd):
     regressor().fit(SALTS, Y)
     silent = capfd.readouterr()
     assert silent.err == silent.out == ""
+
+
+# Threads and devices.
+
+
+def test_predictions_use_one_torch_thread(fitted, fitted_classifier, monkeypatch):
+    seen = []
+    predict, embed = CrysXPP.predict, CrysXPP.embed
+    before = torch.get_num_threads()
+
+    def spy(function):
+        def call(*args, **options):
+            seen.append(torch.get_num_threads())
+            return function(*args, **options)
+
+        return call
+
+    monkeypatch.setattr(CrysXPP, "predict", spy(predict))
+    monkeypatch.setattr(CrysXPP, "embed", spy(embed))
+    try:
+        torch.set_num_threads(2)
+        fitted.predict(SALTS)
+        fitted.domain(SALTS)
+        fitted_classifier.predict_proba(SALTS)
+        assert torch.get_num_threads() == 2
+        assert set(seen) == {1}
+        seen.clear()
+        regressor().fit(SALTS, Y)
+        assert torch.get_num_threads() == 2
+        assert set(seen) == {1, 2}  # the training has those of the user
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("name", ["abacus", "cuda:99", 5, None])
+def test_an_accelerator_that_is_absent(fitted, name):
+    model = CrysXPPRegressor.from_dict(fitted.as_dict()).set_params(accelerator=name)
+    for call in (
+        lambda: model.predict(SALTS),
+        lambda: model.domain(SALTS),
+        lambda: regressor(accelerator=name).fit(SALTS, Y),
+    ):
+        with pytest.raises(SettingsError, match=r"cannot be used here .*accelerator='auto'"):
+            call()
+
+
+def test_what_accelerators_mean(monkeypatch):
+    asked = []
+
+    def empty(size, device):
+        asked.append(device)
+        return SimpleNamespace(device=device)
+
+    monkeypatch.setattr(torch, "empty", empty)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for name in ("auto", "cpu", "gpu", "cuda"):
+        networks.usable_device(name)
+    monkeypatch.setattr(networks, "is_forked", lambda: True)
+    networks.usable_device("auto")  # CUDA does not work in a forked child
+    assert asked == ["cuda", "cpu", "cuda", "cuda", "cpu"]
+
+
+def test_networks_elsewhere_are_copied(fitted):
+    """The meta device computes nothing, but shows what goes where."""
+    network = fitted.members_[0]
+    assert networks.placed(network, torch.device("meta")).device.type == "meta"
+    assert network.device.type == "cpu"
+    assert networks.placed(network, torch.device("cpu")) is network
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA here")
+def test_cuda_gives_the_same_predictions():
+    on_cpu = regressor(n_members=2, accelerator="cpu").fit(SALTS, Y).calibrate(SALTS, Y)
+    on_cuda = CrysXPPRegressor.from_dict(on_cpu.as_dict()).set_params(accelerator="cuda")
+    assert on_cuda.predict(SALTS) == pytest.approx(on_cpu.predict(SALTS), rel=1e-5)
+    found, expected = (model.domain(SALTS)["distance"] for model in (on_cuda, on_cpu))
+    assert found.to_numpy() == pytest.approx(expected.to_numpy(), abs=1e-3)
+    assert all(member.device.type == "cpu" for member in on_cuda.members_)
+    assert regressor(accelerator="cuda").fit(SALTS, Y).predict(SALTS).shape == (16,)

@@ -13,7 +13,7 @@ from salts import CLASSES, SALTS, Y, classifier, regressor
 from sklearn.exceptions import NotFittedError
 
 from crysxpp_mm.errors import DataError, SettingsError, StructureTypeError
-from crysxpp_mm.estimators import CrysXPPClassifier, CrysXPPRegressor, base, splits
+from crysxpp_mm.estimators import CrysXPPClassifier, CrysXPPRegressor, learning, splits
 from crysxpp_mm.training import finetune
 
 TRAINED = {"max_epochs": 4, "learning_rate": 0.02}
@@ -132,7 +132,7 @@ def test_rates_and_steps_follow_the_estimator(monkeypatch, fitted):
         configs.append(config)
         return pd.DataFrame({"epoch": [0]})
 
-    monkeypatch.setattr(base, "train_on_labels", spy)
+    monkeypatch.setattr(learning, "fine_tune", spy)
     fitted.set_params(min_steps=40, frozen_epochs=2, weight_decay=0.1)
     fitted.fine_tune(SALTS, Y)
     fitted.fine_tune(SALTS, Y, learning_rate=0.04, max_epochs=2)
@@ -239,15 +239,15 @@ def test_rows_without_a_label_are_left_out(fitted):
 
 def test_a_failure_midway_changes_nothing(fitted, monkeypatch):
     before, predicted = fitted.as_dict(), fitted.predict(SALTS)
-    train_on_labels, calls = base.train_on_labels, []
+    train_once, calls = learning.fine_tune, []
 
     def fail_later(*args, **options):
         if calls:
             raise FloatingPointError("the loss is not finite")
         calls.append(args)
-        return train_on_labels(*args, **options)
+        return train_once(*args, **options)
 
-    monkeypatch.setattr(base, "train_on_labels", fail_later)
+    monkeypatch.setattr(learning, "fine_tune", fail_later)
     with pytest.raises(FloatingPointError):
         fitted.fine_tune(SALTS, Y, learning_rate=0.1)
     assert len(calls) == 1

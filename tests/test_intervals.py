@@ -13,7 +13,7 @@ from salts import CLASSES, SALTS, Y, classifier, regressor
 from sklearn.exceptions import NotFittedError
 
 from crysxpp_mm.errors import DataError, ModelFileError, SettingsError, StructureTypeError
-from crysxpp_mm.estimators import CrysXPPRegressor, base, splits
+from crysxpp_mm.estimators import CrysXPPRegressor, learning, splits
 from crysxpp_mm.estimators.documents import document_hash
 from crysxpp_mm.estimators.intervals import (
     Calibration,
@@ -161,13 +161,13 @@ def test_equal_labels_have_intervals_of_no_width():
 def test_all_members_hold_out_the_same_rows(monkeypatch):
     monkeypatch.setattr(splits, "MIN_VALIDATED", 10)
     seen = []
-    train_on_labels = base.train_on_labels
+    train_once = learning.fine_tune
 
     def spy(*args, **options):
         seen.append((list(options["train"]), list(options["validation"])))
-        return train_on_labels(*args, **options)
+        return train_once(*args, **options)
 
-    monkeypatch.setattr(base, "train_on_labels", spy)
+    monkeypatch.setattr(learning, "fine_tune", spy)
     model = regressor(n_members=3, validation_fraction=0.3, seed=5).fit(SALTS, Y)
     assert len(seen) == 3
     assert seen[0] == seen[1] == seen[2]

@@ -12,8 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import fields, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import pandas as pd
@@ -25,12 +24,13 @@ from sklearn.utils import Tags
 
 from crysxpp_mm.errors import DataError, ModelFileError, SettingsError
 from crysxpp_mm.estimators.documents import document_hash, plain_setting, table_to_dict
-from crysxpp_mm.estimators.domain import TrainingDomain
+from crysxpp_mm.estimators.domain import TrainingDomain, domain_table
 from crysxpp_mm.estimators.inputs import Crystals, read_crystals
 from crysxpp_mm.estimators.intervals import Calibration
+from crysxpp_mm.estimators.learning import Labelled, Problem, Runs, Split, Stage, StageName, learn
+from crysxpp_mm.estimators.networks import embeddings_of, n_columns, outputs_of, usable_device
 from crysxpp_mm.estimators.splits import group_codes, split_rows
-from crysxpp_mm.graph.arrays import DTYPES, CrystalGraphs
-from crysxpp_mm.graph.batch import atom_batches
+from crysxpp_mm.graph.arrays import CrystalGraphs
 from crysxpp_mm.graph.converter import CrystalGraphConverter
 from crysxpp_mm.model_zoo import load_model
 from crysxpp_mm.models.crysae import CrysAE
@@ -39,13 +39,10 @@ from crysxpp_mm.serialization import (
     FORMAT_VERSION,
     SavedDocument,
     check_keys,
-    digest,
     weights_to_dict,
 )
-from crysxpp_mm.threads import is_forked, one_torch_thread
 from crysxpp_mm.training.config import FineTuneConfig
 from crysxpp_mm.training.finetune import Task
-from crysxpp_mm.training.finetune import fine_tune as train_on_labels
 from crysxpp_mm.version import __version__
 
 if TYPE_CHECKING:
@@ -58,36 +55,8 @@ FINE_TUNE_RATE = 0.25
 """Rate at which a fitted estimator goes on, as a multiple of that of ``fit``."""
 
 
-class Problem(NamedTuple):
-    """What the networks have to learn."""
-
-    targets: NDArray[Any]  # (n, n_targets) in the units of training, NaN = unknown; or classes
-    n_outputs: int
-    class_weights: NDArray[np.float64] | None = None
-
-
 ReadLabels = Callable[[Any, Crystals], tuple[NDArray[np.bool_], Any]]
 """Which rows have a label, and all labels in a form that ``_problem`` takes."""
-
-
-class Labelled(NamedTuple):
-    """What is learned from, rows without a label left out."""
-
-    graphs: CrystalGraphs  # of X, then those of validation
-    labels: Any  # of the same rows
-    n_rows: int  # of X
-    groups: NDArray[np.int64] | None  # of the rows of X
-    left_out: pd.DataFrame
-
-
-class Stage(NamedTuple):
-    """What a fit, or a fine-tuning after it, has made."""
-
-    members: list[CrysXPP]
-    curve: pd.DataFrame
-    train: NDArray[np.int64]  # rows that were learned from
-    calibration: Calibration | None
-    record: dict[str, Any]
 
 
 class CrysXPPEstimator(BaseEstimator, SavedDocument):  # type: ignore[misc]
@@ -171,6 +140,9 @@ class CrysXPPEstimator(BaseEstimator, SavedDocument):  # type: ignore[misc]
         validation: tuple[Any, Any] | None = None,
     ) -> Self:
         """Learn from labelled crystals.
+
+        The training uses as many torch threads as are set, ``torch.set_num_threads(1)`` being the
+        fastest on a machine that has other work; predictions always use one.
 
         Args:
             X: Structures in a list, Series or DataFrame of one column, or their graphs
@@ -307,7 +279,7 @@ class CrysXPPEstimator(BaseEstimator, SavedDocument):  # type: ignore[misc]
             ignore_errors=ignore_errors,
         )
         problem = self._problem(data.labels)
-        train, held_out = self._split(data, problem, config)
+        split = self._split(data, problem, config)
         origin = None if source is None else weights_to_dict(source)["sha256"]
         starts = []
         for member in range(self.n_members):
@@ -315,15 +287,15 @@ class CrysXPPEstimator(BaseEstimator, SavedDocument):  # type: ignore[misc]
             network = self._network(source, seed=seed, n_targets=problem.n_outputs)
             network.metadata = {"pretrained": origin}
             if self._task == "regression":
-                mean = np.nanmean(problem.targets[train], axis=0)
-                scale = np.nanstd(problem.targets[train], axis=0)
+                mean = np.nanmean(problem.targets[split.train], axis=0)
+                scale = np.nanstd(problem.targets[split.train], axis=0)
                 scale[scale <= 1e-12 * np.abs(mean)] = 0.0  # equal labels, but for rounding
                 network.target_mean.copy_(torch.from_numpy(mean))
                 network.target_scale.copy_(torch.from_numpy(scale))
             starts.append(network)
-        stage = self._learn(starts, data, problem, config, train, held_out, name="fit")
+        stage, calibration = self._learn(starts, data, problem, split, config, "fit")
 
-        chosen = data.graphs.select(stage.train)
+        chosen = data.graphs.select(split.train)
         self.domain_ = TrainingDomain.measure(
             self._embed(stage.members[0], chosen), chosen, seed=config.seed
         )
@@ -332,7 +304,7 @@ class CrysXPPEstimator(BaseEstimator, SavedDocument):  # type: ignore[misc]
         self.n_train_ = data.n_rows
         self.data_hash_ = stage.record["data_hash"]
         self.history_ = [stage.record]
-        self.calibration_ = stage.calibration
+        self.calibration_ = calibration
         self.members_ = stage.members
         self.learning_curve_ = stage.curve.assign(stage=0)
         return self
@@ -371,11 +343,11 @@ class CrysXPPEstimator(BaseEstimator, SavedDocument):  # type: ignore[misc]
                 f"{name!r} was learned from equal labels, which have no scale to go on with; fit "
                 "anew, with these crystals and those of before."
             )
-        train, held_out = self._split(data, problem, config)
+        split = self._split(data, problem, config)
         starts = [deepcopy(member) for member in self.members_]
-        stage = self._learn(starts, data, problem, config, train, held_out, name="fine_tune")
+        stage, calibration = self._learn(starts, data, problem, split, config, "fine_tune")
 
-        chosen = data.graphs.select(stage.train)
+        chosen = data.graphs.select(split.train)
         embedder = self._embedder or deepcopy(self.members_[0])
         self.domain_ = self.domain_.extended(
             self._embed(embedder, chosen), chosen, seed=config.seed
@@ -390,7 +362,7 @@ class CrysXPPEstimator(BaseEstimator, SavedDocument):  # type: ignore[misc]
         self.history_ = [*self.history_, stage.record]
         together = "".join(record["data_hash"] for record in self.history_)
         self.data_hash_ = hashlib.sha256(together.encode()).hexdigest()
-        self.calibration_ = stage.calibration
+        self.calibration_ = calibration
         self.members_ = stage.members
         return self
 
@@ -406,7 +378,9 @@ class CrysXPPEstimator(BaseEstimator, SavedDocument):  # type: ignore[misc]
         ignore_errors: bool,
     ) -> Labelled:
         """The crystals and labels of ``X`` that can be learned from, and those of validation."""
-        self._device()  # an accelerator that is absent is found before the training
+        usable_device(
+            self.accelerator
+        )  # an accelerator that is absent is found before the training
         crystals = read_crystals(X, converter)
         if not ignore_errors:
             crystals.refuse_errors()
@@ -429,18 +403,18 @@ class CrysXPPEstimator(BaseEstimator, SavedDocument):  # type: ignore[misc]
         codes = None if groups is None else group_codes(groups, crystals, used)
         return Labelled(graphs, labels, len(used), codes, left_out)
 
-    def _split(
-        self, data: Labelled, problem: Problem, config: FineTuneConfig
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def _split(self, data: Labelled, problem: Problem, config: FineTuneConfig) -> Split:
         """Rows to learn from, and rows held out by all members alike."""
         if data.n_rows < len(data.graphs):
-            return np.arange(data.n_rows), np.arange(data.n_rows, len(data.graphs))
-        return split_rows(
-            data.n_rows,
-            fraction=config.validation_fraction,
-            seed=config.seed,
-            groups=data.groups,
-            strata=self._strata(problem),
+            return Split(np.arange(data.n_rows), np.arange(data.n_rows, len(data.graphs)))
+        return Split(
+            *split_rows(
+                data.n_rows,
+                fraction=config.validation_fraction,
+                seed=config.seed,
+                groups=data.groups,
+                strata=self._strata(problem),
+            )
         )
 
     def _learn(
@@ -448,93 +422,24 @@ class CrysXPPEstimator(BaseEstimator, SavedDocument):  # type: ignore[misc]
         networks: list[CrysXPP],
         data: Labelled,
         problem: Problem,
+        split: Split,
         config: FineTuneConfig,
-        train: NDArray[np.int64],
-        held_out: NDArray[np.int64],
-        *,
-        name: str,
-    ) -> Stage:
-        """Train every network in place."""
-        graphs = data.graphs
-        record = {
-            "stage": name,
-            "n_train": len(train),
-            "n_validation": len(held_out),
-            "data_hash": digest(*(getattr(graphs, field) for field in DTYPES), problem.targets),
-            "config": config.to_plain(),
-            "version": __version__,
-        }
-        curves = [
-            self._train(
-                network,
-                graphs,
-                problem,
-                record,
-                replace(config, seed=config.seed + member),
-                train=train,
-                validation=held_out,
-            ).assign(member=member)
-            for member, network in enumerate(networks)
-        ]
-        calibration = None
-        if len(held_out):
-            rows = problem._replace(targets=problem.targets[held_out])
-            source = f"the rows that {name} held out"
-            calibration = self._calibrated(networks, graphs.select(held_out), rows, source)
-        return Stage(networks, pd.concat(curves, ignore_index=True), train, calibration, record)
-
-    def _train(
-        self,
-        network: CrysXPP,
-        graphs: CrystalGraphs,
-        problem: Problem,
-        record: Mapping[str, Any],
-        config: FineTuneConfig,
-        *,
-        train: NDArray[np.int64],
-        validation: NDArray[np.int64],
-    ) -> pd.DataFrame:
-        """One member of the ensemble."""
-        goes_on = record["stage"] == "fine_tune"
-        targets = problem.targets
-        if self._task == "regression":
-            mean, scale = network.target_mean.numpy(), network.target_scale.numpy()
-            targets = (targets - mean) / np.where(scale > 0, scale, 1.0)
-        earlier = dict(network.metadata)
-        facts = {
-            "config": config.to_plain(),
-            "n_train": len(train),
-            "n_validation": len(validation),
-            "pretrained": earlier.get("pretrained"),
-            "version": __version__,
-        }
-        if goes_on:
-            facts["before"] = [*earlier.pop("before", []), earlier]
-        network.metadata = facts
-        run_id, folder = "", None
-        if self.checkpoint_dir is not None:
-            start = weights_to_dict(network)["sha256"]
-            rows = digest(train, validation, targets)
-            identity = json.dumps([facts, record["data_hash"], start, rows], sort_keys=True)
-            run_id = hashlib.sha256(identity.encode()).hexdigest()
-            folder = Path(self.checkpoint_dir) / f"run-{run_id[:12]}"
-        return train_on_labels(
-            network,
-            graphs,
-            targets,
-            config,
-            train=train,
-            validation=validation,
-            task=self._task,
-            class_weights=problem.class_weights,
-            trained=goes_on,
-            checkpoint_dir=folder,
-            run_id=run_id,
-            accelerator=self.accelerator,
-            devices=self.devices,
-            pbar=self.pbar,
-            label=type(self).__name__,
+        name: StageName,
+    ) -> tuple[Stage, Calibration | None]:
+        """Train the networks in place, and see how they do on rows that were held out."""
+        runs = Runs(
+            self.checkpoint_dir, self.accelerator, self.devices, self.pbar, type(self).__name__
         )
+        stage = learn(
+            networks, data.graphs, problem, split, config, task=self._task, name=name, runs=runs
+        )
+        calibration = None
+        if len(split.held_out):
+            rows = problem._replace(targets=problem.targets[split.held_out])
+            graphs = data.graphs.select(split.held_out)
+            source = f"the rows that {name} held out"
+            calibration = self._calibrated(networks, graphs, rows, source)
+        return stage, calibration
 
     def _choose_rows(
         self, crystals: Crystals, known: NDArray[np.bool_]
@@ -664,43 +569,11 @@ class CrysXPPEstimator(BaseEstimator, SavedDocument):  # type: ignore[misc]
 
     def _outputs(self, networks: Sequence[CrysXPP], graphs: CrystalGraphs) -> NDArray[np.float64]:
         """Outputs of each network, shape ``(n_networks, n_graphs, n_outputs)``."""
-        with one_torch_thread():
-            return np.stack([self._placed(net).predict(graphs).numpy() for net in networks])
+        return outputs_of(networks, graphs, usable_device(self.accelerator))
 
     def _embed(self, network: CrysXPP, graphs: CrystalGraphs) -> NDArray[np.float32]:
         """Pooled embeddings, shape ``(n_graphs, n_columns)``."""
-        with one_torch_thread(), torch.no_grad():
-            network = self._placed(network)
-            rows = [
-                network.embed(network.make_graph(graphs.select(block))).cpu().numpy()
-                for block in atom_batches(graphs.n_atoms, 4096)
-            ]
-        empty = np.empty((0, _n_columns(network)), dtype=np.float32)
-        return np.concatenate([empty, *rows])
-
-    def _placed(self, network: CrysXPP) -> CrysXPP:
-        """The network where ``accelerator`` says; the estimator's own stays where it is."""
-        device = self._device()
-        return network if device == network.device else deepcopy(network).to(device)
-
-    def _device(self) -> torch.device:
-        """Where fitted networks compute.
-
-        Raises:
-            SettingsError: this machine has no such accelerator.
-        """
-        name = self.accelerator
-        if name == "auto":
-            cuda = torch.cuda.is_available() and not is_forked()
-            return torch.empty(0, device="cuda" if cuda else "cpu").device
-        try:
-            return torch.empty(0, device="cuda" if name == "gpu" else name).device
-        except (AssertionError, RuntimeError, TypeError) as error:
-            reason = str(error).split("\n", maxsplit=1)[0]
-            raise SettingsError(
-                f"accelerator={name!r} cannot be used here ({reason}); "
-                "set_params(accelerator='auto') takes what there is."
-            ) from error
+        return embeddings_of(network, graphs, usable_device(self.accelerator))
 
     def domain(self, X: Any, *, ignore_errors: bool = False) -> pd.DataFrame:
         """How near crystals are to those that the model has learned from.
@@ -734,33 +607,8 @@ class CrysXPPEstimator(BaseEstimator, SavedDocument):  # type: ignore[misc]
         crystals = read_crystals(X, self.converter_)
         if not ignore_errors:
             crystals.refuse_errors()
-        graphs, domain = crystals.graphs, self.domain_
-        sizes = graphs.n_atoms
-        distances = domain.distances(self._embed(self._embedder or self.members_[0], graphs))
-        table = pd.DataFrame(
-            {
-                "unseen_elements": np.array(domain.unseen_elements(graphs), dtype=object),
-                "n_sites": sizes,
-                "size_in_range": (domain.sizes[0] <= sizes) & (sizes <= domain.sizes[1]),
-                "distance": distances,
-                "relative_distance": distances / domain.unit,
-            },
-            index=crystals.rows,
-        )
-        table["in_domain"] = (
-            (table["unseen_elements"] == "")
-            & table["size_in_range"]
-            & (table["relative_distance"] <= 1)
-        )
-        if crystals.errors:
-            table = table.reindex(np.arange(crystals.n_rows))
-            for name in ("size_in_range", "in_domain"):
-                table[name] = table[name].eq(True)
-            bad = sorted(crystals.errors)
-            table["unseen_elements"] = table["unseen_elements"].astype(object)
-            table.loc[bad, "unseen_elements"] = None
-        table.index = pd.RangeIndex(crystals.n_rows) if crystals.labels is None else crystals.labels
-        return table
+        embeddings = self._embed(self._embedder or self.members_[0], crystals.graphs)
+        return domain_table(self.domain_, embeddings, crystals)
 
     def _check_fitted(self) -> None:
         if not self.__sklearn_is_fitted__():
@@ -946,13 +794,7 @@ class CrysXPPEstimator(BaseEstimator, SavedDocument):  # type: ignore[misc]
         if calibration is not None:
             self.calibration_ = Calibration.from_plain(calibration, n_targets=members[0].n_targets)
         self._embedder = None if embedder is None else CrysXPP.from_dict(embedder)
-        n_columns = _n_columns(self._embedder or members[0])
-        self.domain_ = TrainingDomain.from_plain(domain, n_columns=n_columns)
+        width = n_columns(self._embedder or members[0])
+        self.domain_ = TrainingDomain.from_plain(domain, n_columns=width)
         self.members_ = members
         self.learning_curve_ = curve
-
-
-def _n_columns(network: CrysXPP) -> int:
-    """Width of the pooled embedding."""
-    n_layers = network.encoder.n_convs + 1 if network.layers == "all" else 1
-    return n_layers * len(network.moments) * network.encoder.hidden_dim

