@@ -497,10 +497,12 @@ def run_columns(
 
 
 def shipped_models() -> list[str]:
-    """The names of the shipped models, the default one first."""
+    """The names of the shipped autoencoders, the default one first."""
     from crysxpp_mm.model_zoo import DEFAULT_MODEL, list_models
 
-    return sorted(list_models()["name"], key=lambda name: (name != DEFAULT_MODEL, name))
+    models = list_models()
+    names = models["name"][models["kind"] == "CrysAE"]
+    return sorted(names, key=lambda name: (name != DEFAULT_MODEL, name))
 
 
 def first_rows(tables: Mapping[str, BenchmarkTable], rows: int | None) -> dict[str, BenchmarkTable]:
