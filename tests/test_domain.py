@@ -211,6 +211,7 @@ def test_a_loaded_model_has_the_same_domain(fitted, tmp_path):
     [
         (lambda s: s.pop("domain"), "lacks 'domain'; if another version"),
         (lambda s: s["domain"].pop("arrays"), "the domain must have"),
+        (lambda s: s.update(domain=None), "the domain must have"),
         (lambda s: s["domain"].update(more=1), "the domain must have"),
         (lambda s: s["domain"].update(n_columns=5), "one of 5 columns, the network has 8"),
         (lambda s: s["domain"].update(n_reference=5), "the tensor reference is"),

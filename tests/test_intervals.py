@@ -290,14 +290,15 @@ def _rehashed(document):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda c: c.pop("floors"), "must have scores, floors and source"),
-        (lambda c: c.update(more=1), "must have scores, floors and source"),
-        (lambda c: c["scores"].append([1.0]), "not one of 1 targets"),
+        (lambda s: s["calibration"].pop("floors"), "must have scores, floors and source"),
+        (lambda s: s["calibration"].update(more=1), "must have scores, floors and source"),
+        (lambda s: s.update(calibration=[]), "must have scores, floors and source"),
+        (lambda s: s["calibration"]["scores"].append([1.0]), "not one of 1 targets"),
     ],
 )
 def test_damaged_calibrations_are_refused(single, change, message):
     document = json.loads(json.dumps(single.as_dict()))
-    change(document["state"]["calibration"])
+    change(document["state"])
     with pytest.raises(ModelFileError, match=message):
         CrysXPPRegressor.from_dict(_rehashed(document))
 

@@ -114,7 +114,8 @@ class Calibration:
         Raises:
             ModelFileError: a key is missing or unknown, or the targets are of another number.
         """
-        if set(document) != {"scores", "floors", "source"}:
+        keys = {"scores", "floors", "source"}
+        if not isinstance(document, Mapping) or set(document) != keys:
             raise ModelFileError("the calibration must have scores, floors and source.")
         scores = tuple(tuple(map(float, one)) for one in document["scores"])
         floors = tuple(map(float, document["floors"]))
