@@ -13,7 +13,8 @@ from numpy.testing import assert_allclose, assert_array_equal
 from small_tables import rock_salts, small_tables
 from typer.testing import CliRunner
 
-from crysxpp_mm.benchmarks import columns, pretraining, small_data
+from crysxpp_mm.benchmarks import columns, predictors, pretraining, small_data
+from crysxpp_mm.benchmarks.predictors import run_predictors
 from crysxpp_mm.benchmarks.pretraining import VARIANTS, run_pretraining
 from crysxpp_mm.benchmarks.properties import (
     PROPERTIES,
@@ -34,6 +35,7 @@ from crysxpp_mm.data.store import build_store
 from crysxpp_mm.errors import DataError, SettingsError
 from crysxpp_mm.estimators import CrysXPPRegressor
 from crysxpp_mm.graph.converter import CrystalGraphConverter
+from crysxpp_mm.model_zoo import load_model
 
 BULK = find_property("bulk modulus")
 MOMENT = find_property("magnetic moment")
@@ -283,7 +285,51 @@ def test_every_variant_is_trained_and_judged(
             run_pretraining(store=store, out=tmp_path, **wrong)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("command", ["small-data", "pretraining"])
+def test_predictors_are_trained_tested_and_released(
+    crystals: LabelledCrystals, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def one_epoch(predictor: Any, item: Any) -> Any:
+        return estimator(predictor, item).set_params(max_epochs=1, min_steps=1, readout_dim=4)
+
+    estimator = predictors._estimator
+    monkeypatch.setattr(predictors, "_estimator", one_epoch)
+    gaps = crystals.table["band_gap"].where(np.arange(60) % 3 > 0, 0.0)
+    labelled = replace(crystals, table=crystals.table.assign(band_gap=gaps))
+    arguments: dict[str, Any] = {
+        "crystals": labelled,
+        "folder": tmp_path / "models",
+        "out": tmp_path,
+        "names": ["crysxpp-bulk-modulus", "crysxpp-magnetic-moment", "crysxpp-metal"],
+    }
+    said: list[str] = []
+    table = run_predictors(**arguments, say=said.append)
+    assert list(table["predictor"].unique()) == [
+        "crysxpp-magnetic-moment",
+        "crysxpp-bulk-modulus",
+        "crysxpp-metal",
+    ]
+    moment = table[table["predictor"] == "crysxpp-magnetic-moment"]
+    assert_allclose(moment["mae_per_cell"], 8 * moment["mae"])
+    metal = table[table["predictor"] == "crysxpp-metal"]
+    assert metal["accuracy"].between(0, 1).all()
+    # The test was read as it is: the card's error is that of the saved model on the test rows.
+    model = load_model(tmp_path / "models" / "crysxpp-bulk-modulus" / "model.json.gz")
+    rows = labelled.split(BULK, fraction=0.9, seed=0)
+    truth = labelled.labels(BULK)[rows.test]
+    error = np.abs(model.predict(labelled.graphs.select(rows.test)) - truth).mean()
+    bulk = table[table["predictor"] == "crysxpp-bulk-modulus"]
+    assert_allclose(bulk["mae"].iloc[0], error)
+    n_known = int((~np.isnan(labelled.labels(BULK))).sum())
+    assert bulk["n_learned"].iloc[0] + bulk["n_test"].iloc[0] == n_known
+    assert not list((tmp_path / "models").glob("checkpoints-*"))
+
+    run_predictors(**arguments, say=said.append)
+    assert sum("it is there" in line for line in said) == 3
+    with pytest.raises(SettingsError, match="crysxpp-hardness"):
+        run_predictors(crystals=labelled, names=["crysxpp-hardness"])
+
+
+@pytest.mark.parametrize("command", ["small-data", "pretraining", "predictors"])
 def test_commands_need_data(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CRYSXPP_DATA", raising=False)
     monkeypatch.chdir(tmp_path)

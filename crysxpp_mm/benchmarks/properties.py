@@ -171,8 +171,8 @@ class LabelledCrystals:
         candidates = order[~self.development[order]]
         test = candidates[: round(TEST_FRACTION * len(known))]
         rest = order[~np.isin(order, test)]
-        count = round(fraction * len(known))
-        if not 0 < count <= len(rest):
+        count = min(round(fraction * len(known)), len(known) - len(test))  # both may round up
+        if not 0 < fraction <= 1 - TEST_FRACTION or not 0 < count <= len(rest):
             raise DataError(
                 f"fraction must leave at least one crystal to learn from and {TEST_FRACTION:.0%} "
                 f"for the test, got {fraction}."

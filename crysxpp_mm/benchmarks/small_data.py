@@ -23,7 +23,6 @@ from crysxpp_mm.benchmarks.columns import (
     RIDGE,
     SVR,
     TREES,
-    Candidate,
     one_blas_thread,
     predictions,
     regressor_settings,
@@ -35,6 +34,7 @@ from crysxpp_mm.benchmarks.properties import (
     LabelledCrystals,
     Property,
     Rows,
+    Split,
     find_property,
     load_properties,
 )
@@ -218,22 +218,18 @@ class Benchmark:
         self, run: Run, item: Property, labels: Values, train: Rows, test: Rows
     ) -> dict[str, Any]:
         """Choose a simple model on the training rows, fit it on them and test it."""
-        columns = self._columns_of(run.method)
-        x, y = columns[train].astype(np.float64), item.learned(labels[train])
-        candidates = CANDIDATES[run.method]
-        some = np.random.default_rng(run.seed).permutation(len(train))[:INNER_ROWS]
-        errors = np.zeros(len(candidates))
-        for part, rest in split(len(some), INNER_FOLDS, run.seed):
-            inner, outer = some[part], some[rest]
-            guesses = predictions(candidates, x[inner], y[inner], x[outer], seed=run.seed)
-            errors += np.abs(guesses - y[outer]).mean(axis=1)
-        chosen = candidates[int(errors.argmin())]
-        guess = predictions([chosen], x, y, columns[test].astype(np.float64), seed=run.seed)[0]
-        predicted = 10.0**guess if item.transform == "log10" else guess
+        predicted, settings = fit_simple_model(
+            self._columns_of(run.method),
+            item,
+            labels,
+            Split(train, test),
+            method=run.method,
+            seed=run.seed,
+        )
         return {
             **self._errors(item, predicted, labels, test),
             "mae_one_network": np.nan,
-            "settings": _describe(chosen),
+            "settings": settings,
         }
 
     def _errors(
@@ -247,7 +243,7 @@ class Benchmark:
         """Columns of all crystals, made once."""
         if method not in self._columns:
             self.say(f"columns of {len(self.crystals.table)} crystals: {method}")
-            make = _magpie if method == MAGPIE else _learned
+            make = magpie_of_formulas if method == MAGPIE else _learned
             self._columns[method] = make(self.crystals)
         return self._columns[method]
 
@@ -265,11 +261,44 @@ def _estimator(run: Run, item: Property) -> CrysXPPRegressor:
     )
 
 
-def _describe(candidate: Candidate) -> str:
-    return " ".join(regressor_settings(candidate).values())
+def fit_simple_model(
+    columns: NDArray[np.floating],
+    item: Property,
+    labels: Values,
+    rows: Split,
+    *,
+    method: str,
+    seed: int,
+) -> tuple[Values, str]:
+    """Choose a simple model on the training rows, fit it on them, and predict the test rows.
+
+    Args:
+        columns: Of all crystals, shape ``(n, n_columns)``.
+        item: The property.
+        labels: Of all crystals, shape ``(n,)``, in the unit of the target.
+        rows: Training and test rows.
+        method: ``COLUMNS`` or ``MAGPIE``: which models there are to choose from.
+        seed: Of the folds and the trees.
+
+    Returns:
+        Predictions in the unit of the target, shape ``(n_test,)``, and the model in words.
+    """
+    x, y = columns[rows.train].astype(np.float64), item.learned(labels[rows.train])
+    candidates = CANDIDATES[method]
+    some = np.random.default_rng(seed).permutation(len(x))[:INNER_ROWS]
+    errors = np.zeros(len(candidates))
+    for part, rest in split(len(some), INNER_FOLDS, seed):
+        inner, outer = some[part], some[rest]
+        guesses = predictions(candidates, x[inner], y[inner], x[outer], seed=seed)
+        errors += np.abs(guesses - y[outer]).mean(axis=1)
+    chosen = candidates[int(errors.argmin())]
+    guess = predictions([chosen], x, y, columns[rows.test].astype(np.float64), seed=seed)[0]
+    predicted = np.asarray(10.0**guess) if item.transform == "log10" else guess
+    return predicted, " ".join(regressor_settings(chosen).values())
 
 
-def _magpie(crystals: LabelledCrystals) -> NDArray[np.float64]:
+def magpie_of_formulas(crystals: LabelledCrystals) -> NDArray[np.float64]:
+    """Magpie features (matminer) of every formula, shape ``(n, 132)``."""
     from matminer.featurizers.composition import ElementProperty
     from pymatgen.core import Composition
 

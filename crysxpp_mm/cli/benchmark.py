@@ -156,3 +156,49 @@ def pretraining(
     run_pretraining(
         data, graphs=graphs, out=out, runs=runs, variants=variants, epochs=epochs, say=typer.echo
     )
+
+
+@app.command()
+def predictors(
+    data: BenchmarkData = None,
+    out: BenchmarkOut = Path("benchmark-results"),
+    graphs: BenchmarkGraphs = None,
+    folder: Annotated[Path, typer.Option(help="Where the predictors go, a folder each.")] = Path(
+        "predictors"
+    ),
+    names: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--name", help="A predictor; may be repeated.  [default: all]", show_default=False
+        ),
+    ] = None,
+    n_members: Annotated[int, typer.Option(min=1, help="Networks of each.")] = 1,
+    max_epochs: Annotated[
+        int | None,
+        typer.Option(min=1, help="Epochs of each.  [default: the estimator's]", show_default=False),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of split, weights and order.")] = 0,
+) -> None:
+    """Train and test the predictors that the package ships.
+
+    80 % of the labels are learned from, 10 % choose the epoch, 10 % are the test. Takes hours;
+    predictors that are in the folder are kept, and the same command goes on with a run that was
+    stopped.
+
+    \b
+    Example:
+      crysxpp benchmark predictors --data DATA --name crysxpp-bulk-modulus --folder predictors
+    """
+    from crysxpp_mm.benchmarks.predictors import run_predictors
+
+    run_predictors(
+        data,
+        graphs=graphs,
+        folder=folder,
+        out=out,
+        names=names,
+        n_members=n_members,
+        max_epochs=max_epochs,
+        seed=seed,
+        say=typer.echo,
+    )
