@@ -137,11 +137,11 @@ def test_rates_and_steps_follow_the_estimator(monkeypatch, fitted):
     fitted.fine_tune(SALTS, Y)
     fitted.fine_tune(SALTS, Y, learning_rate=0.04, max_epochs=2)
     default, _, named, _ = configs
-    assert default.learning_rate == 0.02 / 4
-    assert default.selector_rate == 6e-3 / 4
+    assert default.learning_rate == 0.02 / 16
+    assert default.selector_rate == 6e-3 / 16
     assert default.encoder_rate == 0.3
-    assert default.max_epochs == 20
-    assert default.min_steps == 200  # 10 an epoch, as fit had them
+    assert default.max_epochs == 10
+    assert default.min_steps == 100  # 10 an epoch, as fit had them
     assert default.frozen_epochs == 0
     assert default.weight_decay == 0.1
     assert named.selector_rate == 6e-3 * 2
