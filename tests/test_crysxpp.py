@@ -247,6 +247,17 @@ def test_best_weights_are_kept_and_training_stops_early():
     assert loss == pytest.approx(curve["val_loss"].min(), rel=1e-5)
 
 
+def test_without_patience_the_best_of_the_last_epochs_is_kept():
+    structures, y = crystals(), np.random.default_rng(0).normal(size=(24, 1))
+    model = CrysXPP.random(**SMALL)
+    curve = train(model, structures, y, quick(max_epochs=10, patience=None, learning_rate=0.05))
+    assert len(curve) == 10
+    held_out = converter.convert_many(structures[18:])
+    loss = (model.predict(held_out) - torch.from_numpy(y[18:])).abs().mean().item()
+    assert loss == pytest.approx(curve["val_loss"][7:].min(), rel=1e-5)
+    assert curve["val_loss"].argmin() < 7  # an earlier epoch was lucky
+
+
 def test_frozen_epochs_leave_encoder_and_selector_alone():
     structures, y = crystals(), np.random.default_rng(0).normal(size=(24, 1))
     model = CrysXPP.random(**SMALL)

@@ -170,7 +170,9 @@ class FineTuneConfig(MSONable):
         loss: ``"l1"``, the mean absolute error of the standardized targets, or ``"mse"``, their
             squared error (Eq. 10); classes are always learned by cross entropy.
         sparsity: Weight lambda_1 of the L1 norm of the selector, Eq. 10.
-        patience: Epochs without a better validation loss after which training stops.
+        patience: Epochs without a better validation loss after which training stops, with the
+            best epoch so far; None to let the rate run its whole cycle and keep the best of the
+            last epochs.
         validation_fraction: Share of the training crystals that chooses the best epoch.
         seed: Of weights, split and order.
 
@@ -189,7 +191,7 @@ class FineTuneConfig(MSONable):
     gradient_clip: float = 5.0
     loss: Literal["l1", "mse"] = "l1"
     sparsity: float = 0.01
-    patience: int = 30
+    patience: int | None = None
     validation_fraction: float = 0.1
     seed: int = 0
 
@@ -197,6 +199,8 @@ class FineTuneConfig(MSONable):
         least = {"max_epochs": 1, "min_steps": 0, "batch_size": 1, "frozen_epochs": 0, "seed": 0}
         for name, minimum in {**least, "patience": 1}.items():
             value = getattr(self, name)
+            if name == "patience" and value is None:
+                continue
             if isinstance(value, bool) or not isinstance(value, Integral) or value < minimum:
                 raise SettingsError(
                     f"{name} must be a whole number of at least {minimum}, got {value!r}."
