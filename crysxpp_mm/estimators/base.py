@@ -11,7 +11,7 @@ from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import fields, replace
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -27,7 +27,16 @@ from crysxpp_mm.estimators.documents import document_hash, plain_setting, table_
 from crysxpp_mm.estimators.domain import TrainingDomain, domain_table
 from crysxpp_mm.estimators.inputs import Crystals, read_crystals
 from crysxpp_mm.estimators.intervals import Calibration
-from crysxpp_mm.estimators.learning import Labelled, Problem, Runs, Split, Stage, StageName, learn
+from crysxpp_mm.estimators.learning import (
+    Labelled,
+    Problem,
+    Runs,
+    Split,
+    Stage,
+    StageName,
+    going_on,
+    learn,
+)
 from crysxpp_mm.estimators.networks import embeddings_of, n_columns, outputs_of, usable_device
 from crysxpp_mm.estimators.splits import group_codes, split_rows
 from crysxpp_mm.graph.arrays import CrystalGraphs
@@ -50,16 +59,6 @@ if TYPE_CHECKING:
 
 PRETRAINED_RATE = 0.3
 """Rate of a pretrained encoder, as a multiple of the readout's, unless one is named."""
-
-FINE_TUNE_RATE = 1 / 16
-"""Rate at which a fitted estimator goes on, as a multiple of that of ``fit``.
-
-Measured on log10 K of elastic_tensor_2015, learned from 600 crystals without Al and Si and then
-from 60 with them, 10 epochs; mean absolute errors of other crystals with Al or Si, and of others
-without: before 0.041 and 0.047; at 1/4 of the rate 0.032 and 0.070, at 1/16 0.029 and 0.058, at
-1/64 0.028 and 0.053. With log10 G as the new label 0.084, 0.083 and 0.101 for the former. More
-epochs help neither.
-"""
 
 ReadLabels = Callable[[Any, Crystals], tuple[NDArray[np.bool_], Any]]
 """Which rows have a label, and all labels in a form that ``_problem`` takes."""
@@ -326,14 +325,7 @@ class CrysXPPEstimator(BaseEstimator, SavedDocument):  # type: ignore[misc]
         groups: Any,
         validation: tuple[Any, Any] | None,
     ) -> Self:
-        before = self._config()
-        rate = before.learning_rate * FINE_TUNE_RATE if learning_rate is None else learning_rate
-        config = replace(before, learning_rate=rate, max_epochs=max_epochs, frozen_epochs=0)
-        config = replace(
-            config,
-            selector_rate=before.selector_rate * rate / before.learning_rate,
-            min_steps=round(before.min_steps * max_epochs / before.max_epochs),
-        )
+        config = going_on(self._config(), learning_rate=learning_rate, max_epochs=max_epochs)
         data = self._gather(
             X,
             y,
