@@ -51,7 +51,9 @@ class CrysXPPClassifier(ClassifierMixin, CrysXPPEstimator):  # type: ignore[misc
         weight_decay: Of AdamW; the selector has none.
         gradient_clip: Largest norm of the gradient.
         sparsity: Weight lambda_1 of the L1 norm of the selector (Eq. 10); it makes exact zeros.
-        patience: Epochs without a better validation loss after which training stops.
+        patience: Epochs without a better validation loss after which training stops, with the best
+            epoch so far; None to let the rate run its whole cycle and keep the best of the last
+            epochs.
         validation_fraction: Share of the training crystals that chooses the best epoch; fewer
             than 200 labels are all learned from, and the last epoch is kept.
         seed: Of weights, splits and order. Equal seeds give equal models on one machine.
@@ -104,7 +106,7 @@ class CrysXPPClassifier(ClassifierMixin, CrysXPPEstimator):  # type: ignore[misc
         weight_decay: float = 0.01,
         gradient_clip: float = 5.0,
         sparsity: float = 0.01,
-        patience: int = 30,
+        patience: int | None = None,
         validation_fraction: float = 0.1,
         seed: int = 0,
         checkpoint_dir: str | os.PathLike[str] | None = None,

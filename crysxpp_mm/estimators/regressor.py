@@ -69,7 +69,9 @@ class CrysXPPRegressor(RegressorMixin, CrysXPPEstimator):  # type: ignore[misc]
         gradient_clip: Largest norm of the gradient.
         loss: ``"l1"`` or ``"mse"`` of the standardized targets.
         sparsity: Weight lambda_1 of the L1 norm of the selector (Eq. 10); it makes exact zeros.
-        patience: Epochs without a better validation loss after which training stops.
+        patience: Epochs without a better validation loss after which training stops, with the best
+            epoch so far; None to let the rate run its whole cycle and keep the best of the last
+            epochs.
         validation_fraction: Share of the training crystals that chooses the best epoch; fewer
             than 200 labels are all learned from, and the last epoch is kept.
         seed: Of weights, splits and order. Equal seeds give equal models on one machine.
@@ -124,7 +126,7 @@ class CrysXPPRegressor(RegressorMixin, CrysXPPEstimator):  # type: ignore[misc]
         gradient_clip: float = 5.0,
         loss: Literal["l1", "mse"] = "l1",
         sparsity: float = 0.01,
-        patience: int = 30,
+        patience: int | None = None,
         validation_fraction: float = 0.1,
         seed: int = 0,
         checkpoint_dir: str | os.PathLike[str] | None = None,
@@ -212,9 +214,9 @@ class CrysXPPRegressor(RegressorMixin, CrysXPPEstimator):  # type: ignore[misc]
 
         The calibration crystals are those that the last ``fit`` or ``fine_tune`` held out, or
         those of ``calibrate``. Held-out crystals have chosen the best epoch, so that their errors
-        are a little too small; as the one-cycle rate ends near zero, the last epochs hardly
-        differ, and the choice among them matters little. ``calibrate`` with further crystals is
-        free of it.
+        are a little too small. As only the last epochs are chosen from, while the one-cycle rate
+        goes to zero and they hardly differ, that matters little (more with ``patience``).
+        ``calibrate`` with further crystals is free of it.
 
         Args:
             X: Crystals, as ``fit`` takes them.
