@@ -13,7 +13,9 @@ from numpy.testing import assert_allclose, assert_array_equal
 from small_tables import rock_salts, small_tables
 from typer.testing import CliRunner
 
-from crysxpp_mm.benchmarks import columns, predictors, pretraining, small_data
+from crysxpp_mm.benchmarks import columns, intervals, predictors, pretraining, small_data
+from crysxpp_mm.benchmarks.data import BenchmarkTable
+from crysxpp_mm.benchmarks.intervals import run_intervals
 from crysxpp_mm.benchmarks.predictors import run_predictors
 from crysxpp_mm.benchmarks.pretraining import VARIANTS, run_pretraining
 from crysxpp_mm.benchmarks.properties import (
@@ -329,10 +331,47 @@ def test_predictors_are_trained_tested_and_released(
         run_predictors(crystals=labelled, names=["crysxpp-hardness"])
 
 
-@pytest.mark.parametrize("command", ["small-data", "pretraining", "predictors"])
+@pytest.mark.parametrize("command", ["small-data", "pretraining", "predictors", "intervals"])
 def test_commands_need_data(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CRYSXPP_DATA", raising=False)
     monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(app, ["benchmark", command, "--out", str(tmp_path)])
     assert result.exit_code == 1
     assert "CRYSXPP_DATA" in result.output
+
+
+def test_intervals_and_domain_are_measured_split_by_split(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    salts = rock_salts(260)
+    volumes = np.array([salt.volume for salt in salts])
+    table = BenchmarkTable(
+        name="elastic_tensor_2015",
+        structures=salts,
+        targets=pd.DataFrame({"log10 K_VRH": np.where(np.arange(260) == 4, np.nan, volumes)}),
+    )
+    monkeypatch.setattr(intervals, "load_tables", lambda *_, **__: {table.name: table})
+    arguments: dict[str, Any] = {
+        "out": tmp_path,
+        "targets": ["log10 K_VRH"],
+        "estimator": CrysXPPRegressor(max_epochs=1, min_steps=1, readout_dim=4),
+    }
+    said: list[str] = []
+    summary = run_intervals(**arguments, n_splits=2, say=said.append)
+    splits = pd.read_csv(tmp_path / "intervals_splits.csv")
+    assert list(splits["seed"]) == [0, 1]
+    assert (splits["n_test"] + splits["n_train"] == 259).all()
+    assert_array_equal(splits[["n_near", "n_between", "n_far"]].sum(axis=1), splits["n_test"])
+    shares = [f"share_{name}" for name in ("near", "between", "far")]
+    assert_allclose(summary[shares].sum(axis=1), 1.0)
+    # More confidence asks for more width.
+    assert (splits["width_0.5"] < splits["width_0.95"]).all()
+    assert (splits["coverage_0.5"] <= splits["coverage_0.95"]).all()
+    assert_allclose(summary["coverage_0.9"], splits["coverage_0.9"].mean())
+    assert "intervals_splits.csv" in (tmp_path / "intervals.md").read_text()
+    before = len(said)
+    run_intervals(**arguments, n_splits=2, say=said.append)
+    assert len(said) == before + 1  # nothing was computed again
+    for wrong in ({"targets": ["hardness"]}, {"targets": []}, {"n_splits": 0}):
+        with pytest.raises(SettingsError, match=next(iter(wrong))):
+            run_intervals(out=tmp_path, **wrong)  # type: ignore[arg-type]

@@ -202,3 +202,26 @@ def predictors(
         seed=seed,
         say=typer.echo,
     )
+
+
+@app.command()
+def intervals(
+    data: BenchmarkData = None,
+    out: BenchmarkOut = Path("benchmark-results"),
+    n_splits: Annotated[int, typer.Option(min=1, help="Random splits of each table.")] = 20,
+    n_members: Annotated[int, typer.Option(min=1, help="Networks of an ensemble.")] = 1,
+) -> None:
+    """Measure whether intervals hold the truth as often as they say.
+
+    Coverage on three tables, and errors against the distance that domain gives; about an hour.
+    The same command goes on with a run that was stopped.
+
+    \b
+    Example:
+      crysxpp benchmark intervals --data DATA --out benchmark-results
+    """
+    from crysxpp_mm.benchmarks.intervals import run_intervals
+    from crysxpp_mm.estimators import CrysXPPRegressor
+
+    estimator = CrysXPPRegressor(n_members=n_members)
+    run_intervals(data, out=out, n_splits=n_splits, estimator=estimator, say=typer.echo)
