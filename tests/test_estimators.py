@@ -189,7 +189,7 @@ def test_constructor_stores_what_it_gets(kind):
         kind(max_epoch=3)
     settings = kind()
     for field in fields(FineTuneConfig):
-        if field.name != "encoder_rate" and (field.name != "loss" or kind is CrysXPPRegressor):
+        if field.name != "loss" or kind is CrysXPPRegressor:
             assert getattr(settings, field.name) == field.default, field.name
 
 
@@ -449,14 +449,6 @@ def test_pretrained_by_path_and_by_object_are_equal(tmp_path):
     assert np.array_equal(by_path.predict(SALTS), regressor().fit(SALTS, Y).predict(SALTS))
     random = regressor(pretrained=None, hidden_dim=4, n_convs=1).fit(SALTS, Y)
     assert not np.array_equal(by_path.predict(SALTS), random.predict(SALTS))
-
-
-def test_rate_of_the_encoder_depends_on_its_start():
-    tried = {}
-    for start in (TINY, None):
-        model = regressor(pretrained=start).fit(SALTS, Y)
-        tried[start is None] = model.members_[0].metadata["config"]["encoder_rate"]
-    assert tried == {False: 0.3, True: 1.0}
 
 
 def test_plain_graph_convolution():

@@ -139,7 +139,7 @@ def test_rates_and_steps_follow_the_estimator(monkeypatch, fitted):
     default, _, named, _ = configs
     assert default.learning_rate == 0.02 / 16
     assert default.selector_rate == 6e-3 / 16
-    assert default.encoder_rate == 0.3
+    assert default.encoder_rate == 1.0
     assert default.max_epochs == 10
     assert default.min_steps == 100  # 10 an epoch, as fit had them
     assert default.frozen_epochs == 0

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from sklearn.base import clone
 
 from crysxpp_mm.benchmarks.columns import one_blas_thread
 from crysxpp_mm.benchmarks.data import TARGETS, load_tables
@@ -83,7 +84,7 @@ def run_intervals(
         raise SettingsError(f"n_splits must be at least 1, got {n_splits}.")
     chosen = [known[name] for name in targets]
     tables = load_tables(root, names=list(dict.fromkeys(target.table for target in chosen)))
-    settings = (estimator or CrysXPPRegressor()).set_params(accelerator="cpu", pbar=False)
+    settings = clone(estimator or CrysXPPRegressor()).set_params(accelerator="cpu", pbar=False)
     path = Path(out) / RUNS
     before = _read(path)
     rows: list[dict[str, Any]] = []
@@ -148,8 +149,6 @@ def measure_split(
         crystals and by distance with their numbers, and the rank correlation of error and
         relative distance.
     """
-    from sklearn.base import clone
-
     order = np.random.default_rng([seed, 13]).permutation(len(labels))
     n_test = round(TEST_FRACTION * len(labels))
     test, train = order[:n_test], order[n_test:]

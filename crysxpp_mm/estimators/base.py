@@ -57,9 +57,6 @@ from crysxpp_mm.version import __version__
 if TYPE_CHECKING:
     from crysxpp_mm.explain import Contributions
 
-PRETRAINED_RATE = 0.3
-"""Rate of a pretrained encoder, as a multiple of the readout's, unless one is named."""
-
 ReadLabels = Callable[[Any, Crystals], tuple[NDArray[np.bool_], Any]]
 """Which rows have a label, and all labels in a form that ``_problem`` takes."""
 
@@ -492,8 +489,6 @@ class CrysXPPEstimator(BaseEstimator, SavedDocument):  # type: ignore[misc]
         """
         names = {field.name for field in fields(FineTuneConfig)}
         params = self.get_params(deep=False)
-        if params["encoder_rate"] is None:
-            params["encoder_rate"] = 1.0 if self.pretrained is None else PRETRAINED_RATE
         config = FineTuneConfig(**{name: params[name] for name in names if name in params})
         count = self.n_members
         if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < 1:

@@ -44,8 +44,7 @@ class CrysXPPClassifier(ClassifierMixin, CrysXPPEstimator):  # type: ignore[misc
             steps in all.
         batch_size: Crystals a step.
         learning_rate: Peak of the one-cycle rate of the readout.
-        encoder_rate: Rate of the encoder, as a multiple of ``learning_rate``; None for 0.3 where
-            it is pretrained and 1 where it is not.
+        encoder_rate: Rate of the encoder, as a multiple of ``learning_rate``; 0 freezes it.
         selector_rate: Peak of the one-cycle rate of the selector.
         frozen_epochs: Epochs at the start in which the readout alone learns.
         weight_decay: Of AdamW; the selector has none.
@@ -100,12 +99,12 @@ class CrysXPPClassifier(ClassifierMixin, CrysXPPEstimator):  # type: ignore[misc
         min_steps: int = 600,
         batch_size: int = 64,
         learning_rate: float = 4e-3,
-        encoder_rate: float | None = None,
+        encoder_rate: float = 1.0,
         selector_rate: float = 6e-3,
         frozen_epochs: int = 0,
         weight_decay: float = 0.01,
         gradient_clip: float = 5.0,
-        sparsity: float = 0.01,
+        sparsity: float = 0.001,
         patience: int | None = None,
         validation_fraction: float = 0.1,
         seed: int = 0,

@@ -190,7 +190,7 @@ class FineTuneConfig(MSONable):
     weight_decay: float = 0.01
     gradient_clip: float = 5.0
     loss: Literal["l1", "mse"] = "l1"
-    sparsity: float = 0.01
+    sparsity: float = 0.001
     patience: int | None = None
     validation_fraction: float = 0.1
     seed: int = 0
