@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from crysxpp_mm.benchmarks import columns, intervals, predictors, pretraining, small_data
 from crysxpp_mm.benchmarks.data import BenchmarkTable
+from crysxpp_mm.benchmarks.experiment import MEASURED, load_experiments, run_experiment
 from crysxpp_mm.benchmarks.intervals import run_intervals
 from crysxpp_mm.benchmarks.predictors import run_predictors
 from crysxpp_mm.benchmarks.pretraining import VARIANTS, run_pretraining
@@ -331,7 +332,9 @@ def test_predictors_are_trained_tested_and_released(
         run_predictors(crystals=labelled, names=["crysxpp-hardness"])
 
 
-@pytest.mark.parametrize("command", ["small-data", "pretraining", "predictors", "intervals"])
+@pytest.mark.parametrize(
+    "command", ["small-data", "pretraining", "predictors", "intervals", "experiment"]
+)
 def test_commands_need_data(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CRYSXPP_DATA", raising=False)
     monkeypatch.chdir(tmp_path)
@@ -375,3 +378,77 @@ def test_intervals_and_domain_are_measured_split_by_split(
     for wrong in ({"targets": ["hardness"]}, {"targets": []}, {"n_splits": 0}):
         with pytest.raises(SettingsError, match=next(iter(wrong))):
             run_intervals(out=tmp_path, **wrong)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def measured_root(tmp_path: Path, crystals: LabelledCrystals) -> Path:
+    rows = np.arange(0, 60, 2)
+    energies = crystals.labels(find_property("formation energy"))[rows] + 0.5
+    formulas = crystals.table["formula"].iloc[rows].tolist()
+    formulas[3] = "GaP"
+    table = pd.DataFrame(
+        {
+            "material_id": [f"mp-{row}" for row in rows],
+            "formula": formulas,
+            "formation_enthalpy_expt": energies,
+            "band_gap_expt": energies,
+        }
+    )
+    table.to_csv(tmp_path / "expt_properties.csv", index=False)
+    return tmp_path
+
+
+def test_experiments_are_in_no_dft_training_set_and_splits_are_disjoint(
+    measured_root: Path, crystals: LabelledCrystals
+) -> None:
+    for item in MEASURED:
+        data = load_experiments(item, measured_root, crystals)
+        measured = np.flatnonzero(~np.isnan(data.measured))
+        for fraction in (0.2, 0.8):
+            assert not len(np.intersect1d(data.dft_rows(fraction), measured))
+        assert set(data.dft_rows(0.2)) < set(data.dft_rows(0.8))
+        for seed in range(3):
+            pool, test = data.split(seed)
+            assert not len(np.intersect1d(pool, test))
+            assert not len(np.intersect1d(data.named, np.concatenate([pool, test])))
+        assert list(data.named) == ([6] if item.named else [])
+    (measured_root / "expt_properties.csv").unlink()
+    with pytest.raises(DataError, match="expt_properties"):
+        load_experiments(MEASURED[0], measured_root, crystals)
+
+
+def test_experiment_after_dft_has_every_setting_and_control(
+    measured_root: Path, crystals: LabelledCrystals
+) -> None:
+    said: list[str] = []
+    arguments: dict[str, Any] = {
+        "crystals": crystals,
+        "out": measured_root,
+        "models": measured_root / "models",
+        "seeds": (0, 1),
+        "estimator": CrysXPPRegressor(max_epochs=1, min_steps=1, readout_dim=4),
+        "say": said.append,
+    }
+    summary = run_experiment(measured_root, **arguments)
+    energy = summary[summary["property"] == "formation energy"]
+    assert energy["method"].value_counts().to_dict() == {
+        "experiments after DFT": 3,
+        "as many DFT labels instead": 3,
+        "experiments alone": 2,
+        "DFT alone": 1,
+        "the DFT value itself": 1,
+    }
+    itself = energy[energy["method"] == "the DFT value itself"]
+    assert_allclose(itself["mae"], 0.5)
+    assert (energy["n_seeds"] == 2).all()
+    named = pd.read_csv(measured_root / "experiment_named.csv")
+    assert list(named["material_id"]) == ["mp-6"]
+    page = (measured_root / "experiment.md").read_text()
+    assert "Named crystals" in page
+    before = len(said)
+    again = run_experiment(measured_root, **arguments)
+    assert len(said) == before + 1  # nothing was computed again
+    assert_allclose(again["mae"], summary["mae"])
+    for wrong in ({"properties": ["hardness"]}, {"seeds": ()}):
+        with pytest.raises(SettingsError, match=r"hardness|seeds"):
+            run_experiment(measured_root, **{**arguments, **wrong})

@@ -21,7 +21,7 @@ from crysxpp_mm.errors import DataError, SettingsError
 from crysxpp_mm.graph.batch import ATOM_FEATURES, DISTANCE
 from crysxpp_mm.graph.converter import CrystalGraphConverter
 from crysxpp_mm.losses import LossWeights
-from crysxpp_mm.model_zoo import load_model, model_path
+from crysxpp_mm.model_zoo import load_model
 from crysxpp_mm.models.crysae import CrysAE
 from crysxpp_mm.training.batches import EpochOfBatches, hidden_atoms, pretrain_batch
 from crysxpp_mm.training.config import PretrainConfig
@@ -299,16 +299,6 @@ def test_a_finished_run_becomes_a_folder_to_ship(tmp_path):
     model.save(tmp_path / "run" / "model.json.gz")
     with pytest.raises(SettingsError, match="has not ended"):
         write_release(tmp_path / "run", tmp_path / "z", title="", summary="")
-
-
-@pytest.mark.parametrize("name", ["crysae-mp-v1", "crysae-mp-paper"])
-def test_shipped_weights_give_the_golden_numbers(name):
-    kept = json.loads(model_path(name).with_name("golden.json").read_text())["embeddings"]
-    model = load_model(name)
-    assert isinstance(model, CrysAE)
-    for crystal, row in golden_outputs(model).items():
-        expected = np.array(kept[crystal])
-        assert np.linalg.norm(np.array(row) - expected) <= 1e-5 * np.linalg.norm(expected)
 
 
 def test_loader_workers_change_nothing(tmp_path):

@@ -225,3 +225,46 @@ def intervals(
 
     estimator = CrysXPPRegressor(n_members=n_members)
     run_intervals(data, out=out, n_splits=n_splits, estimator=estimator, say=typer.echo)
+
+
+@app.command()
+def experiment(
+    data: BenchmarkData = None,
+    out: BenchmarkOut = Path("benchmark-results"),
+    graphs: BenchmarkGraphs = None,
+    models: Annotated[Path, typer.Option(help="Folder of the DFT models.")] = Path(
+        "experiment-models"
+    ),
+    properties: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--property",
+            help='"formation energy" or "band gap".  [default: both]',
+            show_default=False,
+        ),
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds, from 0.")] = 3,
+    max_epochs: Annotated[int, typer.Option(min=1, help="Epochs of every fit.")] = 40,
+) -> None:
+    """Measure what experiments add to a model that has learned DFT.
+
+    Formation energies and band gaps, beside the DFT value itself, experiments alone and as many
+    further DFT labels. Takes an hour or two; the same command goes on with a run that was stopped.
+
+    \b
+    Example:
+      crysxpp benchmark experiment --data DATA --property "formation energy"
+    """
+    from crysxpp_mm.benchmarks.experiment import run_experiment
+    from crysxpp_mm.estimators import CrysXPPRegressor
+
+    run_experiment(
+        data,
+        graphs=graphs,
+        out=out,
+        models=models,
+        properties=properties,
+        seeds=range(seeds),
+        estimator=CrysXPPRegressor(max_epochs=max_epochs),
+        say=typer.echo,
+    )
