@@ -835,3 +835,15 @@ def test_cuda_gives_the_same_predictions():
     assert found.to_numpy() == pytest.approx(expected.to_numpy(), abs=1e-3)
     assert all(member.device.type == "cpu" for member in on_cuda.members_)
     assert regressor(accelerator="cuda").fit(SALTS, Y).predict(SALTS).shape == (16,)
+
+
+def test_html_shows_what_was_learned():
+    model = regressor(units="eV", target_names=["<gap>"], n_members=2)
+    assert "fitted CrysXPPRegressor" not in model._repr_mimebundle_()["text/html"]
+    page = model.fit(SALTS, Y)._repr_mimebundle_()["text/html"]
+    assert "fitted CrysXPPRegressor" in page
+    assert "&lt;gap&gt; (eV)" in page
+    assert "<gap>" not in page.split("fitted CrysXPPRegressor")[1]
+    assert ">2</td>" in page
+    page = classifier(selector=False).fit(SALTS, CLASSES)._repr_mimebundle_()["text/html"]
+    assert "switched off" not in page

@@ -459,3 +459,12 @@ def test_hostile_checkpoints_are_refused(tmp_path):
     np.savez(tmp_path / "odd.npz", **{name: value.numpy() for name, value in tensors.items()})
     with pytest.raises(ModelFileError, match="do not fit"):
         CrysAE.from_released(tmp_path / "odd.npz")
+
+
+def test_html_names_what_a_model_is():
+    page = load_model("crysae-mp-v1")._repr_html_()
+    for text in ("CrysAE", "34,900", "12 neighbors within 8 Angstrom", "hidden_dim 64"):
+        assert text in page
+    page = CrysAE.random(hidden_dim=4)._repr_html_()
+    assert "untrained" in page
+    assert "learned from" not in page

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError
-from sklearn.utils import Tags
+from sklearn.utils import Tags, estimator_html_repr
 
 from crysxpp_mm.errors import DataError, ModelFileError, SettingsError
 from crysxpp_mm.estimators.documents import document_hash, plain_setting, table_to_dict
@@ -41,6 +41,7 @@ from crysxpp_mm.estimators.networks import embeddings_of, n_columns, outputs_of,
 from crysxpp_mm.estimators.splits import group_codes, split_rows
 from crysxpp_mm.graph.arrays import CrystalGraphs
 from crysxpp_mm.graph.converter import CrystalGraphConverter
+from crysxpp_mm.html import facts_table
 from crysxpp_mm.model_zoo import load_model
 from crysxpp_mm.models.crysae import CrysAE
 from crysxpp_mm.models.crysxpp import CrysXPP
@@ -679,6 +680,30 @@ class CrysXPPEstimator(BaseEstimator, SavedDocument):  # type: ignore[misc]
         """Number, name and unit of the network's output for a target."""
 
     # scikit-learn's and monty's interfaces.
+
+    def _html_repr(self) -> str:
+        """What a notebook shows: scikit-learn's view of the settings, and what was learned."""
+        settings: str = estimator_html_repr(self)
+        if not self.__sklearn_is_fitted__():
+            return settings
+        losses = self.learning_curve_.get("val_loss", pd.Series(dtype=float)).dropna()
+        weights = [
+            float((m.selector.weight == 0).sum()) for m in self.members_ if m.selector is not None
+        ]
+        facts = {
+            "targets": ", ".join(self._target_texts()),
+            "what it is": getattr(self, "metadata_", {}).get("description", ""),
+            "crystals learned from": f"{self.n_train_:,}",
+            "networks": len(self.members_),
+            "epochs": ", ".join(map(str, self.learning_curve_.groupby("member").size())),
+            "least validation loss": f"{losses.min():.4g}" if len(losses) else "",
+            "columns that the selector switched off": f"{np.mean(weights):g}" if weights else "",
+        }
+        return settings + facts_table(f"fitted {type(self).__name__}", facts)
+
+    def _target_texts(self) -> list[str]:
+        """The targets, as they are shown."""
+        return list(self.target_names_)
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "members_") and hasattr(self, "learning_curve_")

@@ -461,6 +461,12 @@ class CrysXPPRegressor(RegressorMixin, CrysXPPEstimator):  # type: ignore[misc]
             return number, names[number], unit
         return number, f"{kind}({names[number]}{f' / {unit}' if unit else ''})", ""
 
+    def _target_texts(self) -> list[str]:
+        return [
+            name + (f" ({unit})" if unit else "")
+            for name, unit in zip(self.target_names_, self.units_, strict=True)
+        ]
+
     def _state(self) -> dict[str, Any]:
         return {
             "units": self.units_,

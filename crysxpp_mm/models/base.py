@@ -14,6 +14,7 @@ from crysxpp_mm.graph.arrays import CrystalGraphs
 from crysxpp_mm.graph.backend import Backend, Graph
 from crysxpp_mm.graph.batch import make_batch
 from crysxpp_mm.graph.converter import CrystalGraphConverter
+from crysxpp_mm.html import facts_table
 from crysxpp_mm.models.encoder import CrystalGraphEncoder
 from crysxpp_mm.serialization import (
     FORMAT_VERSION,
@@ -72,6 +73,23 @@ class CrystalGraphModel(nn.Module, SavedDocument):
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.encoder.embedding.weight.device
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: sizes, graph rule, and what the weights were made of."""
+        facts = self.metadata
+        rule = self.converter
+        n_train = facts.get("n_train")
+        return facts_table(
+            type(self).__name__,
+            {
+                "weights": facts.get("description") or ("" if n_train else "untrained"),
+                "crystals learned from": f"{n_train:,}" if n_train else "",
+                "parameters": f"{sum(p.numel() for p in self.parameters()):,}",
+                "settings": ", ".join(f"{name} {value}" for name, value in self.settings.items()),
+                "graph rule": f"{rule.max_neighbors} neighbors within {rule.cutoff:g} Angstrom",
+                "device": self.device,
+            },
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """The whole model as a JSON-ready dictionary."""
