@@ -10,10 +10,12 @@ version: dict[str, str] = {}
 exec((ROOT / "crysxpp_mm" / "version.py").read_text(), version)
 
 DASK = ["dask[dataframe]>=2024.8"]
-NOTEBOOKS = ["ipywidgets>=8.1", "jupyterlab>=4.0", "nbconvert>=7.16"]
+NOTEBOOKS = ["ipykernel>=6.29", "ipywidgets>=8.1", "jupyterlab>=4.0", "nbconvert>=7.16"]
 DEV = [
     "import-linter>=2.1",
     "mypy>=1.13",
+    "nbclient>=0.10",
+    "nbformat>=5.10",
     "pandas-stubs>=2.2",
     "pytest>=8.0",
     "ruff>=0.9",

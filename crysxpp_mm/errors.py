@@ -13,6 +13,13 @@ class SettingsError(CrysXPPError, ValueError):
     """An option has a value that makes no sense; the message names the option."""
 
 
+class NoSelectorError(SettingsError, AttributeError):
+    """The model was fitted without a feature selector, so that it has no ``feature_weights_``.
+
+    For tools that look an estimator over, such as scikit-learn's display, the attribute is absent.
+    """
+
+
 class StructureError(CrysXPPError, ValueError):
     """A structure cannot become a crystal graph; the message names the site and the remedy."""
 

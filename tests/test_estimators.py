@@ -32,6 +32,7 @@ from crysxpp_mm.errors import (
     CrysXPPError,
     DataError,
     ModelFileError,
+    NoSelectorError,
     SettingsError,
     StructureError,
     StructureTypeError,
@@ -847,3 +848,10 @@ def test_html_shows_what_was_learned():
     assert ">2</td>" in page
     page = classifier(selector=False).fit(SALTS, CLASSES)._repr_mimebundle_()["text/html"]
     assert "switched off" not in page
+
+
+def test_without_a_selector_there_is_no_attribute_of_its_weights():
+    model = regressor(selector=False).fit(SALTS, Y)
+    assert not hasattr(model, "feature_weights_")
+    with pytest.raises(NoSelectorError, match="selector=True"):
+        model.explain(SALTS[0])

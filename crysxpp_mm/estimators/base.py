@@ -625,7 +625,7 @@ class CrysXPPEstimator(BaseEstimator, SavedDocument):  # type: ignore[misc]
         members of an ensemble. A weight of exactly zero switches the column off.
 
         Raises:
-            SettingsError: the model has no selector.
+            NoSelectorError: the model has no selector.
         """
         from crysxpp_mm.explain import feature_weights
 
@@ -643,7 +643,7 @@ class CrysXPPEstimator(BaseEstimator, SavedDocument):  # type: ignore[misc]
             is not known. ``plot_explanation`` draws it.
 
         Raises:
-            SettingsError: the model has no selector.
+            NoSelectorError: the model has no selector.
             StructureTypeError, UnknownElementError, StructureError: it is no crystal.
         """
         from crysxpp_mm.explain import explain

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pymatgen.core import Element
 
 from crysxpp_mm.elements import PROPERTIES, column_names, describe_column, feature_table
-from crysxpp_mm.errors import SettingsError
+from crysxpp_mm.errors import NoSelectorError, SettingsError
 from crysxpp_mm.models.crysxpp import CrysXPP
 
 
@@ -21,11 +21,11 @@ def selector_weights(members: Sequence[CrysXPP]) -> NDArray[np.float64]:
     """The selector's weights, the mean over the members, shape ``(92,)``.
 
     Raises:
-        SettingsError: the model has no selector.
+        NoSelectorError: the model has no selector.
     """
     weights = [model.selector.weight for model in members if model.selector is not None]
     if len(weights) < len(members):
-        raise SettingsError("the model has no feature selector; fit it with selector=True.")
+        raise NoSelectorError("the model has no feature selector; fit it with selector=True.")
     mean: NDArray[np.float64] = np.mean([w.detach().double().numpy() for w in weights], axis=0)
     return mean
 
@@ -37,7 +37,7 @@ def feature_weights(members: Sequence[CrysXPP]) -> pd.DataFrame:
         Columns ``column``, ``property``, ``bin``, ``unit``, ``weight``.
 
     Raises:
-        SettingsError: the model has no selector.
+        NoSelectorError: the model has no selector.
     """
     rows = [
         {"column": info.column, "property": info.property, "bin": info.bin, "unit": info.unit}
@@ -58,7 +58,7 @@ def explain(members: Sequence[CrysXPP], structure: Any) -> pd.DataFrame:
         where the table of node features knows no value.
 
     Raises:
-        SettingsError: the model has no selector.
+        NoSelectorError: the model has no selector.
         StructureTypeError, UnknownElementError, StructureError: it is no crystal.
     """
     weights = selector_weights(members)
