@@ -14,6 +14,7 @@ from small_tables import rock_salts, small_tables
 from typer.testing import CliRunner
 
 from crysxpp_mm.benchmarks import columns, intervals, predictors, pretraining, small_data
+from crysxpp_mm.benchmarks.ablations import run_ablations
 from crysxpp_mm.benchmarks.data import BenchmarkTable
 from crysxpp_mm.benchmarks.experiment import MEASURED, load_experiments, run_experiment
 from crysxpp_mm.benchmarks.intervals import run_intervals
@@ -27,9 +28,11 @@ from crysxpp_mm.benchmarks.properties import (
 )
 from crysxpp_mm.benchmarks.small_data import (
     METHODS,
+    NETWORKS,
     PRETRAINED,
     UNTRAINED,
     compare,
+    make_run,
     run_label_curves,
     run_small_data,
 )
@@ -288,6 +291,39 @@ def test_every_variant_is_trained_and_judged(
             run_pretraining(store=store, out=tmp_path, **wrong)  # type: ignore[arg-type]
 
 
+def test_ablations_change_one_setting(
+    crystals: LabelledCrystals, quick: None, tmp_path: Path
+) -> None:
+    for name, changes in NETWORKS.items():
+        run = make_run("bulk modulus", 0.5, 3, name, n_members=1)
+        settings = small_data._estimator(run, BULK).get_params()
+        default = CrysXPPRegressor().get_params()
+        assert {key: settings[key] for key in changes} == dict(changes)
+        changed = {key for key in default if settings[key] != default[key]}
+        shared = {"transform", "target_names", "units", "seed", "accelerator", "pbar"}
+        assert changed - shared <= {*changes, "max_epochs", "min_steps", "readout_dim"}
+    variants = ["no selector", "sparsity 0", "GCN encoder, no pretraining"]
+    summary = run_ablations(
+        crystals=crystals,
+        out=tmp_path,
+        properties=["bulk modulus"],
+        variants=variants,
+        seeds=(0, 1),
+        say=lambda _: None,
+    ).set_index("method")
+    assert list(summary.index) == [PRETRAINED, *variants]
+    assert summary.loc[PRETRAINED, "difference"] == 0
+    assert_allclose(
+        summary["difference"], summary["mae"] - summary.loc[PRETRAINED, "mae"], atol=1e-12
+    )
+    assert np.isnan(summary.loc["no selector", "columns_off"])
+    assert summary.loc["sparsity 0", "columns_off"] == 0
+    assert "sparsity 0" in (tmp_path / "ablations.md").read_text()
+    for wrong in ({"variants": ["magic"]}, {"seeds": ()}):
+        with pytest.raises(SettingsError, match=r"magic|seeds"):
+            run_ablations(crystals=crystals, **wrong)  # type: ignore[arg-type]
+
+
 def test_predictors_are_trained_tested_and_released(
     crystals: LabelledCrystals, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -333,7 +369,7 @@ def test_predictors_are_trained_tested_and_released(
 
 
 @pytest.mark.parametrize(
-    "command", ["small-data", "pretraining", "predictors", "intervals", "experiment"]
+    "command", ["small-data", "pretraining", "predictors", "intervals", "experiment", "ablations"]
 )
 def test_commands_need_data(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CRYSXPP_DATA", raising=False)

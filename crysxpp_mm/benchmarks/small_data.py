@@ -10,7 +10,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ from crysxpp_mm.benchmarks.properties import (
     load_properties,
 )
 from crysxpp_mm.benchmarks.report import RESULTS, markdown_table, versions, write_report
+from crysxpp_mm.elements import N_FEATURES
 from crysxpp_mm.errors import SettingsError
 from crysxpp_mm.estimators import CrysXPPRegressor
 from crysxpp_mm.graph.batch import atom_batches
@@ -64,8 +65,23 @@ INNER_ROWS = 3000
 PRETRAINED, UNTRAINED = "CrysXPP", "CrysXPP without pretraining"
 COLUMNS, MAGPIE = "CrysAE columns", "Magpie"
 METHODS = (PRETRAINED, UNTRAINED, COLUMNS, MAGPIE)
+NETWORKS: Mapping[str, Mapping[str, Any]] = {
+    PRETRAINED: {},
+    UNTRAINED: {"pretrained": None},
+    "no selector": {"selector": False},
+    "sparsity 0": {"sparsity": 0.0},
+    "sparsity 0.0001": {"sparsity": 1e-4},
+    "sparsity 0.01 (published)": {"sparsity": 0.01},
+    "sparsity 0.05": {"sparsity": 0.05},
+    "encoder frozen": {"encoder_rate": 0.0},
+    "encoder at 0.3 of the rate": {"encoder_rate": 0.3},
+    "last layer (Eq. 8)": {"layers": "last"},
+    "mean, std and max": {"moments": ("mean", "std", "max")},
+    "GCN encoder, no pretraining": {"pretrained": None, "encoder": "gcn"},
+}
+"""Methods that are networks, and the settings in which they differ from the defaults."""
 WHAT = {
-    PRETRAINED: "`CrysXPPRegressor` with its default settings, {n_members} networks",
+    PRETRAINED: "`CrysXPPRegressor` with its default settings and {n_members} network(s)",
     UNTRAINED: "the same with `pretrained=None`: a CGCNN with a feature selector",
     COLUMNS: (
         "the default columns of `CrysAEFeaturizer` with the better of ridge and SVR, chosen by "
@@ -90,7 +106,7 @@ class Run:
         property: Name of the property.
         fraction: Share of the labelled crystals that is learned from.
         seed: Of the split, the weights and the order.
-        method: One of ``METHODS``.
+        method: One of ``METHODS`` or ``NETWORKS``.
         n_members: Networks of the ensemble; 0 for a simple model.
     """
 
@@ -207,11 +223,14 @@ class Benchmark:
         alone = [network.predict(graphs)[:, 0].numpy() for network in estimator.members_]
         single = [np.abs(learned - item.learned(labels[test])).mean() for learned in alone]
         shutil.rmtree(checkpoints, ignore_errors=True)
-        zeros = int((estimator.feature_weights_["weight"] == 0).sum())
+        selected = "no selector"
+        if estimator.selector:
+            off = [(network.selector.weight == 0).sum() for network in estimator.members_]
+            selected = f"{np.mean(off):.3g} of {N_FEATURES} columns off"
         return {
             **self._errors(item, predicted, labels, test),
             "mae_one_network": float(np.mean(single)),
-            "settings": f"{zeros} of 92 columns off",
+            "settings": selected,
         }
 
     def _simple_model(
@@ -249,8 +268,7 @@ class Benchmark:
 
 
 def _estimator(run: Run, item: Property) -> CrysXPPRegressor:
-    return CrysXPPRegressor(
-        pretrained=DEFAULT_MODEL if run.method == PRETRAINED else None,
+    estimator = CrysXPPRegressor(
         transform=item.transform,
         target_names=[item.target],
         units=item.target_unit,
@@ -259,6 +277,8 @@ def _estimator(run: Run, item: Property) -> CrysXPPRegressor:
         accelerator="cpu",
         pbar=False,
     )
+    estimator.set_params(**NETWORKS[run.method])
+    return estimator
 
 
 def fit_simple_model(
@@ -361,7 +381,7 @@ def run_small_data(
     benchmark = Benchmark(crystals or load_properties(root, graphs=graphs), out=out, say=say)
     results = benchmark.results(
         [
-            _run(item.name, FRACTION, seed, method, n_members)
+            make_run(item.name, FRACTION, seed, method, n_members)
             for item in chosen
             for seed in seeds
             for method in methods
@@ -420,7 +440,7 @@ def run_label_curves(
     benchmark = Benchmark(crystals or load_properties(root, graphs=graphs), out=out, say=say)
     results = benchmark.results(
         [
-            _run(item.name, fraction, seed, method, n_members)
+            make_run(item.name, fraction, seed, method, n_members)
             for item in chosen
             for fraction in fractions
             for seed in seeds
@@ -439,13 +459,14 @@ def run_label_curves(
     return summary
 
 
-def _run(name: str, fraction: float, seed: int, method: str, n_members: int) -> Run:
+def make_run(name: str, fraction: float, seed: int, method: str, n_members: int) -> Run:
+    """A run; a simple model has no networks."""
     return Run(
         property=name,
         fraction=fraction,
         seed=seed,
         method=method,
-        n_members=n_members if method in (PRETRAINED, UNTRAINED) else 0,
+        n_members=n_members if method in NETWORKS else 0,
     )
 
 
@@ -533,7 +554,7 @@ def compare(results: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _wide(summary: pd.DataFrame, index: list[str]) -> pd.DataFrame:
+def errors_by_method(summary: pd.DataFrame, index: list[str]) -> pd.DataFrame:
     """Errors as text, one column a method; the least in bold."""
     rows = []
     for values, group in summary.groupby(index, sort=False):
@@ -570,7 +591,7 @@ def _page(
     methods: Sequence[str],
     n_members: int,
 ) -> str:
-    table = _wide(summary, ["property", "unit"])
+    table = errors_by_method(summary, ["property", "unit"])
     aims = {item.name: item.aim for item in PROPERTIES}
     table["aim"] = [aims[name] if aims[name] is not None else "" for name in table["property"]]
     networks = summary[summary["n_members"] > 0]
@@ -621,7 +642,7 @@ def _curves_page(
             "",
             _how(seeds),
             "",
-            markdown_table(_wide(shown, ["property", "unit", "share"])),
+            markdown_table(errors_by_method(shown, ["property", "unit", "share"])),
             "",
             "![error against labels](label_curves.png)",
             "",

@@ -268,3 +268,24 @@ def experiment(
         estimator=CrysXPPRegressor(max_epochs=max_epochs),
         say=typer.echo,
     )
+
+
+@app.command()
+def ablations(
+    data: BenchmarkData = None,
+    out: BenchmarkOut = Path("benchmark-results"),
+    graphs: BenchmarkGraphs = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds, from 0.")] = 3,
+) -> None:
+    """Measure what each part of CrysXPP is worth.
+
+    The selector, its sparsity, the encoder and the read-out, one setting changed at a time; about
+    an hour. The same command goes on with a run that was stopped.
+
+    \b
+    Example:
+      crysxpp benchmark ablations --data DATA --graphs mp.graphs
+    """
+    from crysxpp_mm.benchmarks.ablations import run_ablations
+
+    run_ablations(data, graphs=graphs, out=out, seeds=range(seeds), say=typer.echo)
