@@ -13,10 +13,18 @@ from numpy.testing import assert_allclose, assert_array_equal
 from small_tables import rock_salts, small_tables
 from typer.testing import CliRunner
 
-from crysxpp_mm.benchmarks import columns, intervals, predictors, pretraining, small_data
+from crysxpp_mm.benchmarks import (
+    columns,
+    explanations,
+    intervals,
+    predictors,
+    pretraining,
+    small_data,
+)
 from crysxpp_mm.benchmarks.ablations import run_ablations
 from crysxpp_mm.benchmarks.data import BenchmarkTable
 from crysxpp_mm.benchmarks.experiment import MEASURED, load_experiments, run_experiment
+from crysxpp_mm.benchmarks.explanations import run_explanations
 from crysxpp_mm.benchmarks.intervals import run_intervals
 from crysxpp_mm.benchmarks.predictors import run_predictors
 from crysxpp_mm.benchmarks.pretraining import VARIANTS, run_pretraining
@@ -488,3 +496,21 @@ def test_experiment_after_dft_has_every_setting_and_control(
     for wrong in ({"properties": ["hardness"]}, {"seeds": ()}):
         with pytest.raises(SettingsError, match=r"hardness|seeds"):
             run_experiment(measured_root, **{**arguments, **wrong})
+
+
+def test_explanations_sum_to_predictions(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    salts = rock_salts(4)
+    monkeypatch.setattr(explanations, "load_mp_structures", lambda _, ids: salts[: len(ids)])
+    model = CrysXPPRegressor(max_epochs=1, min_steps=1, readout_dim=4, pbar=False, units="GPa")
+    model.fit(salts, pd.Series([1.0, 2.0, 3.0, 4.0], name="K_VRH")).save(tmp_path / "k.json.gz")
+    figures = {str(tmp_path / "k.json.gz"): {"LiF": "mp-1", "NaCl": "mp-2"}}
+    table = run_explanations(out=tmp_path, figures=figures, say=lambda _: None)
+    assert_allclose(
+        table.drop(columns="prediction").select_dtypes("number").sum(axis=1),
+        table["prediction"],
+        atol=1e-5,
+    )
+    assert (tmp_path / "explanation-K-VRH-LiF.png").stat().st_size > 10_000
+    assert "explanation-K-VRH-NaCl.png" in (tmp_path / "explanations.md").read_text()
+    with pytest.raises(SettingsError, match="figures"):
+        run_explanations(figures={}, out=tmp_path)

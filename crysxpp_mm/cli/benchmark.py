@@ -289,3 +289,18 @@ def ablations(
     from crysxpp_mm.benchmarks.ablations import run_ablations
 
     run_ablations(data, graphs=graphs, out=out, seeds=range(seeds), say=typer.echo)
+
+
+@app.command()
+def explanations(data: BenchmarkData = None, out: BenchmarkOut = Path("benchmark-results")) -> None:
+    """Explain the crystals of the article's Figs. 4-6.
+
+    The weights that they switch on in the shipped predictors, as pictures, and contributions.
+
+    \b
+    Example:
+      crysxpp benchmark explanations --data DATA --out benchmark-results
+    """
+    from crysxpp_mm.benchmarks.explanations import run_explanations
+
+    run_explanations(data, out=out, say=typer.echo)
