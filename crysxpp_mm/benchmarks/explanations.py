@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -57,8 +58,7 @@ def run_explanations(
         structures = load_mp_structures(root, list(crystals.values()))
         for (formula, material_id), structure in zip(crystals.items(), structures, strict=True):
             picture = f"explanation-{model.target_names_[0].replace('_', '-')}-{formula}.png"
-            figure = plot_explanation(model.explain(structure)).get_figure(root=True)
-            assert figure is not None
+            figure: Any = plot_explanation(model.explain(structure)).figure
             figure.savefig(folder / picture, dpi=110)
             parts = model.contributions(structure)
             rows.append(
