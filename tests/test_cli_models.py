@@ -116,7 +116,7 @@ def test_training_on_a_table_is_that_of_the_estimator(data, crysae, tmp_path):
         *("--out", out),
     )
     assert "4 crystals, 3 of them with a label of K." in result.stdout
-    assert "learned from 3 crystals in 2 epochs, the last one is kept." in result.stdout
+    assert "learned from 3 crystals in 2 epochs, number 2 is kept." in result.stdout
     assert f"Wrote {out}." in result.stdout
     model = load_model(out)
     assert isinstance(model, CrysXPPRegressor)
@@ -223,7 +223,7 @@ def test_the_best_epoch_of_many_labels_is_told(tmp_path):
     (tmp_path / "t.json").write_text(json.dumps(rows))
     out = ("--out", tmp_path / "m.json.gz", "--validation-fraction", 0.2)
     text = run("train", tmp_path / "t.json", "--target", "y", *small(*out)).stdout
-    assert re.search(r"200 crystals in 1 epochs, the best one is 1 \(validation loss \d", text)
+    assert re.search(r"200 crystals in 1 epochs, number 1 is kept \(validation loss \d", text)
 
 
 def test_training_goes_on_after_an_interruption(data, tmp_path, monkeypatch):

@@ -256,6 +256,7 @@ def test_without_patience_the_best_of_the_last_epochs_is_kept():
     loss = (model.predict(held_out) - torch.from_numpy(y[18:])).abs().mean().item()
     assert loss == pytest.approx(curve["val_loss"][7:].min(), rel=1e-5)
     assert curve["val_loss"].argmin() < 7  # an earlier epoch was lucky
+    assert curve["val_loss"][curve["kept"]].tolist() == [curve["val_loss"][7:].min()]
 
 
 def test_frozen_epochs_leave_encoder_and_selector_alone():

@@ -238,13 +238,12 @@ def test_learning_curve_plot(fitted):
         plot_learning_curve(CrysXPPRegressor())
 
 
-def test_learning_curve_marks_the_best_epoch(fitted_classifier):
-    curve = pd.DataFrame(
-        {"epoch": [0, 1, 2], "train_loss": [3.0, 2.0, 1.0], "val_loss": [3.0, 1.0, 2.0]}
-    )
+def test_learning_curve_marks_the_epoch_that_was_kept(fitted_classifier):
+    losses = {"train_loss": [3.0, 2.0, 1.0], "val_loss": [1.0, 1.5, 2.0]}
+    curve = pd.DataFrame({"epoch": [0, 1, 2], **losses, "kept": [False, True, False]})
     axes = plot_learning_curve(curve)
-    (point,) = (line for line in axes.lines if line.get_label() == "best epoch")
-    assert point.get_xydata().tolist() == [[2.0, 1.0]]
+    (point,) = (line for line in axes.lines if line.get_label() == "kept")
+    assert point.get_xydata().tolist() == [[2.0, 1.5]]
     assert plot_learning_curve(fitted_classifier).get_ylabel() == "loss (cross entropy)"
 
 

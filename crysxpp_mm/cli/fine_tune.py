@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -379,11 +380,10 @@ def _tell_training(estimator: CrysXPPRegressor | CrysXPPClassifier) -> None:
     curves = estimator.learning_curve_.groupby("member")
     for member, (_, curve) in enumerate(curves):
         who = f"network {member + 1}: " if estimator.n_members > 1 else ""
-        end = "the last one is kept"
-        if "val_loss" in curve and curve["val_loss"].notna().any():
-            best = int(curve["val_loss"].to_numpy(dtype=float).argmin())
-            loss = curve["val_loss"].iloc[best]
-            end = f"the best one is {best + 1} (validation loss {loss:.4g})"
+        kept = curve[curve["kept"]].iloc[-1]
+        loss = float(kept.get("val_loss", float("nan")))
+        chosen = "" if math.isnan(loss) else f" (validation loss {loss:.4g})"
+        end = f"number {kept['epoch'] + 1} is kept{chosen}"
         typer.echo(
             f"{who}learned from {estimator.n_train_} crystals in {len(curve)} epochs, {end}."
         )

@@ -686,7 +686,8 @@ class CrysXPPEstimator(BaseEstimator, SavedDocument):  # type: ignore[misc]
         settings: str = estimator_html_repr(self)
         if not self.__sklearn_is_fitted__():
             return settings
-        losses = self.learning_curve_.get("val_loss", pd.Series(dtype=float)).dropna()
+        kept = self.learning_curve_[self.learning_curve_["kept"]]
+        losses = kept.get("val_loss", pd.Series(dtype=float)).dropna()
         weights = [
             float((m.selector.weight == 0).sum()) for m in self.members_ if m.selector is not None
         ]
@@ -696,7 +697,7 @@ class CrysXPPEstimator(BaseEstimator, SavedDocument):  # type: ignore[misc]
             "crystals learned from": f"{self.n_train_:,}",
             "networks": len(self.members_),
             "epochs": ", ".join(map(str, self.learning_curve_.groupby("member").size())),
-            "least validation loss": f"{losses.min():.4g}" if len(losses) else "",
+            "validation loss": ", ".join(f"{loss:.4g}" for loss in losses),
             "columns that the selector switched off": f"{np.mean(weights):g}" if weights else "",
         }
         return settings + facts_table(f"fitted {type(self).__name__}", facts)

@@ -252,7 +252,7 @@ def plot_contributions(found: Contributions, *, axes: Axes | None = None) -> Axe
 
 
 def plot_learning_curve(source: Any, *, axes: Axes | None = None) -> Axes:
-    """Training and validation loss by epoch; a point marks the best epoch of each network.
+    """Training and validation loss by epoch; a point marks the epoch that each network kept.
 
     Args:
         source: A fitted estimator, or its ``learning_curve_``.
@@ -262,7 +262,9 @@ def plot_learning_curve(source: Any, *, axes: Axes | None = None) -> Axes:
         DataError: there is no curve in ``source``.
     """
     table = getattr(source, "learning_curve_", source)
-    if not isinstance(table, pd.DataFrame) or not {"epoch", "train_loss"} <= set(table.columns):
+    if not isinstance(table, pd.DataFrame) or not {"epoch", "train_loss", "kept"} <= set(
+        table.columns
+    ):
         raise DataError("plot_learning_curve draws a fitted estimator or its learning_curve_.")
     from matplotlib.ticker import MaxNLocator
 
@@ -283,13 +285,13 @@ def plot_learning_curve(source: Any, *, axes: Axes | None = None) -> Axes:
                 label=None if number else label,
             )
             if column == "val_loss":
-                best = part.loc[part[column].idxmin()]
+                kept = part[part["kept"]]
                 axes.plot(
-                    best["epoch"] + 1,
-                    best[column],
+                    kept["epoch"] + 1,
+                    kept[column],
                     "o",
                     color=color,
-                    label=None if number else "best epoch",
+                    label=None if number else "kept",
                 )
     axes.set(xlabel="epoch", ylabel=f"loss ({_loss_name(source)})", yscale="log")
     _plain_numbers(axes.yaxis)

@@ -430,7 +430,8 @@ def fine_tune(
         label: Text before the bar.
 
     Returns:
-        One row an epoch: ``epoch``, ``learning_rate``, ``train_loss``, ``val_loss``.
+        One row an epoch: ``epoch``, ``learning_rate``, ``train_loss``, ``val_loss``, and ``kept``,
+        whether it is the one whose weights the model has.
 
     Raises:
         DataError: there is nothing to learn from, or a row is in both sets.
@@ -497,11 +498,14 @@ def fine_tune(
             ckpt_path=str(folder / CHECKPOINT) if folder is not None and resume else None,
             weights_only=True,
         )
+    curve = pd.DataFrame(curves.rows)
+    curve["kept"] = curve["epoch"] == best.best_epoch
     model.load_state_dict(best.weights)
     model.cpu().requires_grad_(True).eval()
     if folder is not None:
+        curve.to_csv(folder / CURVES, index=False)
         write_document(model.as_dict(), folder / MODEL)
-    return pd.DataFrame(curves.rows)
+    return curve
 
 
 def _check_run(folder: Path, run_id: str) -> bool:
