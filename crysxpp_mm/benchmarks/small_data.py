@@ -314,7 +314,9 @@ def fit_simple_model(
     chosen = candidates[int(errors.argmin())]
     guess = predictions([chosen], x, y, columns[rows.test].astype(np.float64), seed=seed)[0]
     predicted = np.asarray(10.0**guess) if item.transform == "log10" else guess
-    return predicted, " ".join(regressor_settings(chosen).values())
+    found = regressor_settings(chosen)
+    kind = "extra" if found["chosen"] == "trees" else found["chosen"]
+    return predicted, f"{kind} {found['settings']}"
 
 
 def magpie_of_formulas(crystals: LabelledCrystals) -> NDArray[np.float64]:
