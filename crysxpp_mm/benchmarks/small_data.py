@@ -598,7 +598,7 @@ def _page(
     table["aim"] = [aims[name] if aims[name] is not None else "" for name in table["property"]]
     networks = summary[summary["n_members"] > 0]
     single = _pivot(networks, "mae_one_network")
-    lines = ["# Seven properties from a fifth of the labels", "", _how(seeds), ""]
+    lines = ["# Properties from a fifth of the labels", "", _how(seeds), ""]
     lines += [markdown_table(table), "", *_what(methods, n_members), ""]
     if len(differences):
         shown = differences.assign(
