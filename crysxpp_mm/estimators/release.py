@@ -230,7 +230,7 @@ def predictor_card(
         "",
         f'model = load_model("{name}")',
         *_use(estimator),
-        f'CrysXPPFeaturizer("{name}").featurize_dataframe(df, "structure")  # adds the columns',
+        f'CrysXPPFeaturizer("{name}").featurize_dataframe(df, "structure")  # as columns',
         "```",
         "",
         "## Limits",
