@@ -624,7 +624,8 @@ def _page(
     if len(cells):
         lines += ["The magnetic moment is learned per site; errors per cell, Bohr magneton:", ""]
         lines += [markdown_table(_pivot(cells, "mae_per_cell")), ""]
-    lines += [f"Made by `{COMMAND}`; every run is in `{RUNS}`.", "", f"Versions: {versions()}.", ""]
+    lines += [f"Made by `{COMMAND} --n-members {n_members}`; every run is in `{RUNS}`.", ""]
+    lines += [f"Versions: {versions()}.", ""]
     return "\n".join(lines)
 
 
