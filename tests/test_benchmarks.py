@@ -382,7 +382,12 @@ def test_a_benchmark_without_content_is_refused(root: Path, model_file: Path) ->
 
 
 def test_shipped_models_are_compared_the_default_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    names = pd.DataFrame({"name": ["another", "crysae-mp-paper", "crysae-mp-v1"]})
+    names = pd.DataFrame(
+        {
+            "name": ["another", "crysae-mp-paper", "crysae-mp-v1", "a-predictor"],
+            "kind": ["CrysAE", "CrysAE", "CrysAE", "CrysXPPRegressor"],
+        }
+    )
     monkeypatch.setattr("crysxpp_mm.model_zoo.list_models", lambda: names)
     assert columns.shipped_models() == ["crysae-mp-v1", "another", "crysae-mp-paper"]
 

@@ -8,6 +8,7 @@ from io import StringIO
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from conftest import make_structures
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -135,7 +136,7 @@ def test_contributions_with_the_element_channel_and_all_moments():
     model = CrysXPP.random(
         hidden_dim=4, readout_dim=4, element_channel=True, layers="all", moments=("mean", "std")
     )
-    model.encoder.element_embedding.weight.data.normal_()
+    model.encoder.element_embedding.weight.data.normal_(generator=torch.Generator().manual_seed(0))
     found = contributions([model], MATERIALS[1], n_points=64)
     assert list(found.table.columns) == [*(item.name for item in PROPERTIES), "element"]
     assert found.table["element"].abs().sum() > 0

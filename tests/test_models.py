@@ -68,7 +68,9 @@ def test_fast_path_equals_the_reference(structures, backend, training, dtype, to
 
 
 def test_gradients_are_those_of_finite_differences(nacl, silicon):
-    encoder = CrystalGraphEncoder(hidden_dim=3, n_convs=1, n_gaussians=5).double().train()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        encoder = CrystalGraphEncoder(hidden_dim=3, n_convs=1, n_gaussians=5).double().train()
     graph = batch([nacl, silicon], dtype=torch.float64)
     convolution = encoder.convolutions[0]
 
@@ -79,7 +81,9 @@ def test_gradients_are_those_of_finite_differences(nacl, silicon):
     start = convolution.linear.weight.detach().clone()
     encoder.zero_grad()
     loss(start).backward()
-    direction = torch.randn_like(start, generator=torch.manual_seed(0))
+    direction = torch.randn(
+        start.shape, dtype=start.dtype, generator=torch.Generator().manual_seed(0)
+    )
     step = 1e-5
     numeric = (loss(start + step * direction) - loss(start - step * direction)) / (2 * step)
     analytic = (convolution.linear.weight.grad * direction).sum()

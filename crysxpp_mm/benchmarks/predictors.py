@@ -19,6 +19,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from crysxpp_mm.benchmarks.properties import (
+    SETTINGS_CHOSEN,
     LabelledCrystals,
     Property,
     Split,
@@ -256,9 +257,8 @@ def _release(
         split=(
             f"One split, seed {seed}: 80 % of the labelled crystals to learn from, 10 % to choose "
             "the epoch and to calibrate the intervals, 10 % for the test, which was read once. "
-            "Settings were chosen on other crystals than these of the test. The encoder saw the "
-            "structures of all crystals before, and no label. Spreads over seeds are in the "
-            "package's benchmark of small data."
+            f"{SETTINGS_CHOSEN} The encoder saw the structures of all crystals before, and no "
+            "label. Spreads over seeds are in the package's benchmark of small data."
         ),
         train_ids=ids[rows.train].tolist(),
         test_ids=ids[rows.test].tolist(),

@@ -27,6 +27,12 @@ DEVELOPMENT_SEED = 777
 DEVELOPMENT_FRACTION = 0.1
 TEST_FRACTION = 0.1
 """Share of the labelled crystals that is the test set of a split."""
+SETTINGS_CHOSEN = (
+    "The sparsity, the rate of the encoder and the epochs to choose from were set on development "
+    "crystals, which are in no test set; older settings (layers, moments, loss, schedule) had been "
+    "compared on another split, whose crystals may be among these."
+)
+"""How the defaults of the estimators came about, for the pages."""
 GRAPHS = "mp.graphs"
 """Name of the file of graphs, where none is named."""
 

@@ -30,6 +30,7 @@ from crysxpp_mm.benchmarks.columns import (
 )
 from crysxpp_mm.benchmarks.properties import (
     PROPERTIES,
+    SETTINGS_CHOSEN,
     TEST_FRACTION,
     LabelledCrystals,
     Property,
@@ -580,9 +581,8 @@ def _how(seeds: Sequence[int]) -> str:
         f"Test errors, mean ± standard deviation over {len(seeds)} seeds "
         f"({', '.join(map(str, seeds))}), each with a split of its own: {TEST_FRACTION:.0%} of the "
         "labelled crystals are the test set, read once; validation crystals are taken from those "
-        "learned from. The defaults were chosen on a tenth of the crystals (one split, "
-        "development crystals) that is in no test set. The weights of CrysAE saw the structures "
-        "of all crystals, and no label."
+        f"learned from. {SETTINGS_CHOSEN} The weights of CrysAE saw the structures of all "
+        "crystals, and no label."
     )
 
 
