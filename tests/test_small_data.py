@@ -336,7 +336,7 @@ def test_predictors_are_trained_tested_and_released(
     crystals: LabelledCrystals, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def one_epoch(predictor: Any, item: Any) -> Any:
-        return estimator(predictor, item).set_params(max_epochs=1, min_steps=1, readout_dim=4)
+        return estimator(predictor, item).set_params(min_steps=1, readout_dim=4)
 
     estimator = predictors._estimator
     monkeypatch.setattr(predictors, "_estimator", one_epoch)
@@ -347,6 +347,7 @@ def test_predictors_are_trained_tested_and_released(
         "folder": tmp_path / "models",
         "out": tmp_path,
         "names": ["crysxpp-bulk-modulus", "crysxpp-magnetic-moment", "crysxpp-metal"],
+        "max_epochs": 1,
     }
     said: list[str] = []
     table = run_predictors(**arguments, say=said.append)

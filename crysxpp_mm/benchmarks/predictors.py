@@ -41,6 +41,8 @@ VALIDATION_FRACTION = 1 / 9
 """Of these; so 80, 10 and 10 %."""
 METAL, NON_METAL = "metal", "non-metal"
 ALWAYS = "the commonest class"
+MAX_EPOCHS = 25
+"""Epochs of a predictor; with many labels fewer than the estimators' default are enough."""
 N_TREES = 200
 
 DATA = (
@@ -157,7 +159,7 @@ def run_predictors(
     out: str | Path = RESULTS,
     names: Sequence[str] | None = None,
     n_members: int = 1,
-    max_epochs: int | None = None,
+    max_epochs: int = MAX_EPOCHS,
     seed: int = 0,
     say: Callable[[str], None] = print,
     crystals: LabelledCrystals | None = None,
@@ -174,7 +176,7 @@ def run_predictors(
         out: The folder of the results.
         names: Which predictors; all without it.
         n_members: Networks of each.
-        max_epochs: Epochs of each; the estimator's default if None.
+        max_epochs: Epochs of each.
         seed: Of the split, the weights and the order.
         say: Where the lines of text go.
         crystals: The crystals, if they are in memory.
@@ -223,7 +225,7 @@ def _release(
     folder: Path,
     *,
     n_members: int,
-    max_epochs: int | None,
+    max_epochs: int,
     seed: int,
 ) -> None:
     """Train a predictor, test it beside its controls, and write its folder."""
@@ -233,12 +235,11 @@ def _release(
     checkpoints = folder.parent / f"checkpoints-{predictor.name}"
     estimator = _estimator(predictor, item).set_params(
         n_members=n_members,
+        max_epochs=max_epochs,
         seed=seed,
         validation_fraction=VALIDATION_FRACTION,
         checkpoint_dir=checkpoints,
     )
-    if max_epochs is not None:
-        estimator.set_params(max_epochs=max_epochs)
     y = _classes(labels) if predictor.classify else labels
     estimator.fit(crystals.graphs.select(rows.train), y[rows.train])
     estimator.set_params(checkpoint_dir=None, accelerator="auto", pbar=True)

@@ -173,10 +173,7 @@ def predictors(
         ),
     ] = None,
     n_members: Annotated[int, typer.Option(min=1, help="Networks of each.")] = 1,
-    max_epochs: Annotated[
-        int | None,
-        typer.Option(min=1, help="Epochs of each.  [default: the estimator's]", show_default=False),
-    ] = None,
+    max_epochs: Annotated[int, typer.Option(min=1, help="Epochs of each.")] = 25,
     seed: Annotated[int, typer.Option(min=0, help="Of split, weights and order.")] = 0,
 ) -> None:
     """Train and test the predictors that the package ships.
