@@ -37,6 +37,7 @@ from crysxpp_mm.benchmarks.data import (
     load_tables,
 )
 from crysxpp_mm.benchmarks.report import markdown_table, versions, write_report
+from crysxpp_mm.benchmarks.runs import RunTable
 from crysxpp_mm.errors import DataError, SettingsError, UnknownModelError
 from crysxpp_mm.models.crysae import CrysAE
 
@@ -526,3 +527,18 @@ def test_the_speed_benchmark_writes_every_measure(
     assert "growth of the peak" in page
     assert "Model small; " in page
     assert versions() in page
+
+
+def test_runs_are_found_again_and_a_foreign_file_is_none(tmp_path):
+    path = tmp_path / "made" / "runs.csv"
+    table = RunTable(path, columns=["mae"])
+    assert table.find("a") == []
+    first = table.add("a", [{"mae": 0.25, "note": None}])
+    table.add("00", [{"mae": 1.0, "note": "x"}, {"mae": 2.0, "note": "y"}])
+    again = RunTable(path, columns=["mae"])
+    assert first == [{"mae": 0.25, "note": None, "key": "a"}]
+    assert [row["mae"] for row in again.find("00")] == [1.0, 2.0]
+    assert again.find("a")[0]["mae"] == 0.25
+    assert RunTable(path, columns=["mae", "seconds"]).rows == []
+    path.write_bytes(b"")
+    assert RunTable(path, columns=["mae"]).rows == []

@@ -38,8 +38,10 @@ from crysxpp_mm.benchmarks.small_data import (
     METHODS,
     NETWORKS,
     PRETRAINED,
+    SINGLE,
     UNTRAINED,
     compare,
+    estimator_of,
     make_run,
     run_label_curves,
     run_small_data,
@@ -77,11 +79,11 @@ def crystals() -> LabelledCrystals:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Networks that learn for one epoch."""
 
-    def one_epoch(run: Any, item: Any) -> CrysXPPRegressor:
-        return estimator(run, item).set_params(max_epochs=1, min_steps=1, readout_dim=4)
+    def one_epoch(run: Any) -> CrysXPPRegressor:
+        return estimator_of(run).set_params(max_epochs=1, min_steps=1, readout_dim=4)
 
-    estimator = small_data._estimator
-    monkeypatch.setattr(small_data, "_estimator", one_epoch)
+    for module in (small_data, explanations):
+        monkeypatch.setattr(module, "estimator_of", one_epoch)
 
 
 def test_split_is_disjoint_known_and_free_of_development_crystals(
@@ -171,16 +173,20 @@ def test_small_data_writes_every_method_and_goes_on(
         n_members=2,
         say=said.append,
     )
-    assert list(summary["method"]) == [*METHODS, *METHODS]
+    shown = [PRETRAINED, SINGLE, *METHODS[1:]]
+    assert list(summary["method"]) == shown * 2
+    assert list(summary["n_members"][:5]) == [2, 1, 1, 0, 0]
     assert (summary["n_seeds"] == 2).all()
     assert np.isfinite(summary["mae"]).all()
     networks = summary[summary["n_members"] == 2]
     # The error of a mean is never above the mean of the errors.
     assert (networks["mae"] <= networks["mae_one_network"] + 1e-9).all()
-    cells = summary[summary["property"] == "magnetic moment"]
+    alone = summary[summary["method"] == SINGLE]
+    assert_allclose(alone["mae"], networks["mae_one_network"])
+    cells = summary[(summary["property"] == "magnetic moment") & (summary["method"] != SINGLE)]
     assert_allclose(cells["mae_per_cell"], 8 * cells["mae"])
     page = (tmp_path / "small_data.md").read_text()
-    for text in (*METHODS, "aim", "0.072", "per cell", "one by one", "verdict"):
+    for text in (*shown, "aim", "0.072", "per cell", "one by one", "verdict"):
         assert text in page
     assert not list(tmp_path.glob("checkpoints-*"))
 
@@ -194,7 +200,7 @@ def test_small_data_writes_every_method_and_goes_on(
         say=said.append,
     )
     assert len(said) == before + 1  # nothing was computed again
-    assert_allclose(again["mae"], summary["mae"][:4])
+    assert_allclose(again["mae"], summary["mae"][:5])
 
 
 def test_a_result_depends_on_its_labels(
@@ -250,6 +256,15 @@ def test_verdict_needs_more_than_the_spread() -> None:
         "Magpie": "equal",
         "CrysAE columns": "worse",
     }
+    ensembles = results.replace(PRETRAINED, SINGLE)
+    ensembles.loc[ensembles["method"] == SINGLE, "mae"] += 1
+    found = compare(pd.concat([results, ensembles]).drop_duplicates()).set_index("compared with")
+    assert found["method"].to_dict() == {
+        UNTRAINED: SINGLE,
+        "Magpie": PRETRAINED,
+        "CrysAE columns": PRETRAINED,
+    }
+    assert found.loc[UNTRAINED, "verdict"] == "worse"
     assert set(compare(results[results["seed"] == 0])["verdict"]) == {""}
     assert compare(results[results["method"] == "Magpie"]).empty
 
@@ -304,7 +319,7 @@ def test_ablations_change_one_setting(
 ) -> None:
     for name, changes in NETWORKS.items():
         run = make_run("bulk modulus", 0.5, 3, name, n_members=1)
-        settings = small_data._estimator(run, BULK).get_params()
+        settings = estimator_of(run).get_params()
         default = CrysXPPRegressor().get_params()
         assert {key: settings[key] for key in changes} == dict(changes)
         changed = {key for key in default if settings[key] != default[key]}
@@ -499,19 +514,31 @@ def test_experiment_after_dft_has_every_setting_and_control(
             run_experiment(measured_root, **{**arguments, **wrong})
 
 
-def test_explanations_sum_to_predictions(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_explanations_sum_to_predictions(
+    quick: None, crystals: LabelledCrystals, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     salts = rock_salts(4)
     monkeypatch.setattr(explanations, "load_mp_structures", lambda _, ids: salts[: len(ids)])
     model = CrysXPPRegressor(max_epochs=1, min_steps=1, readout_dim=4, pbar=False, units="GPa")
     model.fit(salts, pd.Series([1.0, 2.0, 3.0, 4.0], name="K_VRH")).save(tmp_path / "k.json.gz")
     figures = {str(tmp_path / "k.json.gz"): {"LiF": "mp-1", "NaCl": "mp-2"}}
-    table = run_explanations(out=tmp_path, figures=figures, say=lambda _: None)
+    arguments: dict[str, Any] = {"out": tmp_path, "figures": figures, "crystals": crystals}
+    table = run_explanations(**arguments, say=lambda _: None)
     assert_allclose(
         table.drop(columns="prediction").select_dtypes("number").sum(axis=1),
         table["prediction"],
         atol=1e-5,
     )
     assert (tmp_path / "explanation-K-VRH-LiF.png").stat().st_size > 10_000
-    assert "explanation-K-VRH-NaCl.png" in (tmp_path / "explanations.md").read_text()
+    page = (tmp_path / "explanations.md").read_text()
+    assert "explanation-K-VRH-NaCl.png" in page
+    assert "The L1 path: bulk modulus" in page
+    path = pd.read_csv(tmp_path / "sparsity_path.csv")
+    assert path["sparsity"].is_monotonic_increasing
+    assert path["columns off"].between(0, 92).all()
+    assert path["R2"].notna().all()
+    assert (tmp_path / "sparsity_path.png").stat().st_size > 10_000
     with pytest.raises(SettingsError, match="figures"):
         run_explanations(figures={}, out=tmp_path)
+    with pytest.raises(DataError, match="hardness"):
+        run_explanations(**arguments, path_property="hardness")

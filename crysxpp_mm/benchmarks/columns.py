@@ -37,8 +37,8 @@ from crysxpp_mm.benchmarks.report import (
     versions,
     write_report,
 )
+from crysxpp_mm.benchmarks.runs import read_runs, write_runs
 from crysxpp_mm.errors import DataError, SettingsError
-from crysxpp_mm.serialization import write_whole
 
 if TYPE_CHECKING:
     from crysxpp_mm.models.crysae import CrysAE
@@ -548,14 +548,7 @@ class FoldCache:
         self.path = path
         self.candidates = tuple(candidates)
         self.margin = margin
-        self.before = _frame([])
-        if path.is_file():
-            try:
-                found = pd.read_csv(path, dtype={"key": str})
-                if set(_FOLD_COLUMNS) <= set(found.columns):
-                    self.before = found
-            except (ValueError, OSError):  # not ours, or cut short: computed again
-                pass
+        self.before = _frame(read_runs(path, _FOLD_COLUMNS))
         self.done: list[dict[str, Any]] = []
 
     def scores(
@@ -592,13 +585,13 @@ class FoldCache:
         self.done += _records(folds)
         keys = {row["key"] for row in self.done}
         kept = [row for row in _records(self.before) if row["key"] not in keys]
-        self._write(_frame(self.done + kept))
+        write_runs(self.path, _records(_frame(self.done + kept)))
         return folds
 
     def finish(self) -> pd.DataFrame:
         """All rows of this run; those of earlier ones leave the file."""
         folds = _frame(self.done)
-        self._write(folds)
+        write_runs(self.path, _records(folds))
         return folds
 
     def _key(self, columns: NDArray[np.floating], values: NDArray[np.float64]) -> str:
@@ -614,10 +607,6 @@ class FoldCache:
             total.update(f"{array.dtype}{array.shape}".encode())
             total.update(np.ascontiguousarray(array).tobytes())
         return total.hexdigest()[:16]
-
-    def _write(self, folds: pd.DataFrame) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(self.path, folds.to_csv(index=False, lineterminator="\n").encode())
 
 
 _REGRESSORS = ("ridge", "svr", "trees")

@@ -22,10 +22,10 @@ from sklearn.base import clone
 from crysxpp_mm.benchmarks.data import data_root
 from crysxpp_mm.benchmarks.properties import LabelledCrystals, find_property, load_properties
 from crysxpp_mm.benchmarks.report import RESULTS, markdown_table, versions, write_report
+from crysxpp_mm.benchmarks.runs import RunTable
 from crysxpp_mm.errors import DataError, SettingsError
 from crysxpp_mm.estimators import CrysXPPRegressor
 from crysxpp_mm.model_zoo import load_model
-from crysxpp_mm.serialization import write_whole
 from crysxpp_mm.threads import one_torch_thread
 
 Values = NDArray[np.float64]
@@ -171,8 +171,7 @@ def run_experiment(
         raise SettingsError("seeds must not be empty.")
     settings = clone(estimator or CrysXPPRegressor()).set_params(accelerator="cpu", pbar=False)
     labelled = crystals or load_properties(root, graphs=graphs)
-    path = Path(out) / RUNS
-    done = _Done(path)
+    done = RunTable(Path(out) / RUNS)
     runs: list[dict[str, Any]] = []
     named: list[pd.DataFrame] = []
     with one_torch_thread():
@@ -182,11 +181,9 @@ def run_experiment(
             bench = _Bench(item, data, settings, Path(models), say)
             for seed in seeds:
                 key = bench.key(seed)
-                rows = done.find(key)
-                if rows is None:
-                    rows = [{"property": name, "key": key, **row} for row in bench.runs(seed)]
-                    done.add(rows)
-                runs += rows
+                runs += done.find(key) or done.add(
+                    key, [{"property": name, **row} for row in bench.runs(seed)]
+                )
             if item.named:
                 named.append(bench.named_crystals().assign(property=name))
     summary = summarize(pd.DataFrame(runs))
@@ -196,30 +193,6 @@ def run_experiment(
     write_report(out, "experiment", tables=tables, text=_page(summary, tables, seeds))
     say(f"experiment: written to {out}")
     return summary
-
-
-class _Done:
-    """Rows of runs in a CSV file, by their key."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.rows: list[dict[str, Any]] = []
-        if path.is_file():
-            found = pd.read_csv(path, dtype={"key": str})
-            if "key" in found:
-                self.rows = [
-                    {str(name): value for name, value in row.items()}
-                    for row in found.to_dict("records")
-                ]
-
-    def find(self, key: str) -> list[dict[str, Any]] | None:
-        return [row for row in self.rows if row["key"] == key] or None
-
-    def add(self, rows: list[dict[str, Any]]) -> None:
-        self.rows += rows
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        text = pd.DataFrame(self.rows).to_csv(index=False, lineterminator="\n")
-        write_whole(self.path, text.encode())
 
 
 class _Bench:

@@ -21,11 +21,11 @@ from sklearn.base import clone
 from crysxpp_mm.benchmarks.columns import one_blas_thread
 from crysxpp_mm.benchmarks.data import TARGETS, load_tables
 from crysxpp_mm.benchmarks.report import RESULTS, markdown_table, versions, write_report
+from crysxpp_mm.benchmarks.runs import RunTable
 from crysxpp_mm.errors import SettingsError
 from crysxpp_mm.estimators import CrysXPPRegressor
 from crysxpp_mm.graph.arrays import CrystalGraphs
 from crysxpp_mm.graph.converter import CrystalGraphConverter
-from crysxpp_mm.serialization import write_whole
 from crysxpp_mm.threads import one_torch_thread
 
 TARGET_NAMES = ("log10 K_VRH", "log10 eps_electronic", "formation energy")
@@ -85,8 +85,7 @@ def run_intervals(
     chosen = [known[name] for name in targets]
     tables = load_tables(root, names=list(dict.fromkeys(target.table for target in chosen)))
     settings = clone(estimator or CrysXPPRegressor()).set_params(accelerator="cpu", pbar=False)
-    path = Path(out) / RUNS
-    before = _read(path)
+    done = RunTable(Path(out) / RUNS)
     rows: list[dict[str, Any]] = []
     with one_blas_thread(), one_torch_thread():
         for target in chosen:
@@ -96,28 +95,22 @@ def run_intervals(
             graphs = CrystalGraphConverter().convert_many([table.structures[row] for row in usable])
             for seed in range(n_splits):
                 key = _key(settings, graphs, labels[usable], seed)
-                row = next((row for row in before if row["key"] == key), None)
-                if row is None:
+                found = done.find(key)
+                if not found:
                     started = time.monotonic()
                     row = {
                         "target": target.name,
                         "unit": target.unit,
                         "seed": seed,
                         **measure_split(settings, graphs, labels[usable], seed=seed),
-                        "key": key,
                     }
                     say(
                         f"{target.name}, split {seed}: 90 % intervals hold "
                         f"{row['coverage_0.9']:.1%}   ({time.monotonic() - started:.0f} s)"
                     )
-                rows.append(row)
-                keys = {row["key"] for row in rows}
-                kept = [row for row in before if row["key"] not in keys]
-                table_so_far = pd.DataFrame([*rows, *kept])
-                path.parent.mkdir(parents=True, exist_ok=True)
-                write_whole(path, table_so_far.to_csv(index=False, lineterminator="\n").encode())
+                    found = done.add(key, [row])
+                rows += found
     splits = pd.DataFrame(rows)
-    write_whole(path, splits.to_csv(index=False, lineterminator="\n").encode())
     summary = summarize(splits)
     write_report(
         out,
@@ -208,16 +201,6 @@ def summarize(splits: pd.DataFrame) -> pd.DataFrame:
             row[f"mae_{name}"] = (counts * errors).sum() / counts.sum() if counts.sum() else np.nan
         rows.append(row)
     return pd.DataFrame(rows)
-
-
-def _read(path: Path) -> list[dict[str, Any]]:
-    """The splits that the file has; none if it is not ours."""
-    if not path.is_file():
-        return []
-    found = pd.read_csv(path, dtype={"key": str})
-    if "key" not in found:
-        return []
-    return [{str(name): value for name, value in row.items()} for row in found.to_dict("records")]
 
 
 def _key(

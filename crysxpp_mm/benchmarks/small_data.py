@@ -11,7 +11,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ from crysxpp_mm.benchmarks.properties import (
     load_properties,
 )
 from crysxpp_mm.benchmarks.report import RESULTS, markdown_table, versions, write_report
+from crysxpp_mm.benchmarks.runs import RunTable
 from crysxpp_mm.elements import N_FEATURES
 from crysxpp_mm.errors import SettingsError
 from crysxpp_mm.estimators import CrysXPPRegressor
@@ -47,7 +48,6 @@ from crysxpp_mm.graph.batch import atom_batches
 from crysxpp_mm.model_zoo import DEFAULT_MODEL, load_model
 from crysxpp_mm.models.pooling import MOMENTS, pool
 from crysxpp_mm.plotting import draw_label_curves
-from crysxpp_mm.serialization import write_whole
 from crysxpp_mm.threads import one_torch_thread
 
 Values = NDArray[np.float64]
@@ -64,6 +64,8 @@ INNER_ROWS = 3000
 """Training rows at most on which the settings of a simple model are compared."""
 
 PRETRAINED, UNTRAINED = "CrysXPP", "CrysXPP without pretraining"
+SINGLE = "CrysXPP, one network"
+"""The mean error of the networks of an ensemble, each alone."""
 COLUMNS, MAGPIE = "CrysAE columns", "Magpie"
 METHODS = (PRETRAINED, UNTRAINED, COLUMNS, MAGPIE)
 NETWORKS: Mapping[str, Mapping[str, Any]] = {
@@ -78,12 +80,14 @@ NETWORKS: Mapping[str, Mapping[str, Any]] = {
     "encoder at 0.3 of the rate": {"encoder_rate": 0.3},
     "last layer (Eq. 8)": {"layers": "last"},
     "mean, std and max": {"moments": ("mean", "std", "max")},
+    "embeddings pooled (Eq. 8)": {"pooled": "embeddings"},
     "GCN encoder, no pretraining": {"pretrained": None, "encoder": "gcn"},
 }
 """Methods that are networks, and the settings in which they differ from the defaults."""
 WHAT = {
     PRETRAINED: "`CrysXPPRegressor` with its default settings and {n_members} network(s)",
-    UNTRAINED: "the same with `pretrained=None`: a CGCNN with a feature selector",
+    SINGLE: "its networks one by one, their mean error",
+    UNTRAINED: "one network with `pretrained=None`: a CGCNN with a feature selector",
     COLUMNS: (
         "the default columns of `CrysAEFeaturizer` with the better of ridge and SVR, chosen by "
         f"{INNER_FOLDS} folds of the training rows"
@@ -118,36 +122,6 @@ class Run:
     n_members: int
 
 
-class _Runs:
-    """Results of runs in a CSV file, kept as they come."""
-
-    columns = (
-        *asdict(Run(property="", fraction=0, seed=0, method="", n_members=0)),
-        *("n_train", "n_test", "mae", "mae_one_network", "mae_per_cell", "settings", "seconds"),
-        "key",
-    )
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.rows: list[dict[str, Any]] = []
-        if path.is_file():
-            found = pd.read_csv(path, dtype={"key": str})
-            if set(self.columns) <= set(found.columns):
-                self.rows = [
-                    {str(name): value for name, value in row.items()}
-                    for row in found[list(self.columns)].to_dict("records")
-                ]
-
-    def find(self, key: str) -> dict[str, Any] | None:
-        return next((row for row in self.rows if row["key"] == key), None)
-
-    def add(self, row: dict[str, Any]) -> None:
-        self.rows.append(row)
-        table = pd.DataFrame(self.rows, columns=self.columns)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(self.path, table.to_csv(index=False, lineterminator="\n").encode())
-
-
 class Benchmark:
     """The crystals, their columns once they are needed, and the results so far.
 
@@ -163,7 +137,7 @@ class Benchmark:
         self.crystals = crystals
         self.out = Path(out)
         self.say = say
-        self.runs = _Runs(self.out / RUNS)
+        self.runs = RunTable(self.out / RUNS, columns=[field.name for field in fields(Run)])
         self._columns: dict[str, NDArray[np.floating]] = {}
 
     def result(self, run: Run) -> dict[str, Any]:
@@ -172,9 +146,8 @@ class Benchmark:
         labels = self.crystals.labels(item)
         rows = self.crystals.split(item, fraction=run.fraction, seed=run.seed)
         key = self._key(run, rows.train, rows.test, labels)
-        found = self.runs.find(key)
-        if found is not None:
-            return found
+        if found := self.runs.find(key):
+            return found[0]
         started = time.monotonic()
         scores = (
             self._network(run, item, labels, rows.train, rows.test, key)
@@ -187,14 +160,12 @@ class Benchmark:
             "n_test": len(rows.test),
             **scores,
             "seconds": round(time.monotonic() - started),
-            "key": key,
         }
-        self.runs.add(row)
         self.say(
             f"{run.property}, {run.fraction:.0%}, seed {run.seed}: {run.method}: "
             f"{scores['mae']:.4g} {item.error_unit}   ({row['seconds']} s)"
         )
-        return row
+        return self.runs.add(key, [row])[0]
 
     def results(self, runs: Sequence[Run]) -> pd.DataFrame:
         """The results of several runs, one a row."""
@@ -203,7 +174,7 @@ class Benchmark:
 
     def _key(self, run: Run, train: Rows, test: Rows, labels: Values) -> str:
         """A hash of all that a result depends on."""
-        estimator = _estimator(run, find_property(run.property)) if run.n_members else None
+        estimator = estimator_of(run) if run.n_members else None
         settings = {} if estimator is None else estimator.get_params(deep=False)
         simple = [asdict(candidate) for candidate in CANDIDATES.get(run.method, ())]
         facts = [asdict(run), settings, simple, INNER_ROWS, self.crystals.data_hash, versions()]
@@ -217,7 +188,7 @@ class Benchmark:
     ) -> dict[str, Any]:
         """Train an ensemble and test it, and each of its networks alone."""
         checkpoints = self.out / f"checkpoints-{key}"
-        estimator = _estimator(run, item).set_params(checkpoint_dir=checkpoints)
+        estimator = estimator_of(run).set_params(checkpoint_dir=checkpoints)
         estimator.fit(self.crystals.graphs.select(train), labels[train])
         graphs = self.crystals.graphs.select(test)
         predicted = estimator.predict(graphs)
@@ -268,7 +239,9 @@ class Benchmark:
         return self._columns[method]
 
 
-def _estimator(run: Run, item: Property) -> CrysXPPRegressor:
+def estimator_of(run: Run) -> CrysXPPRegressor:
+    """The estimator of a run of a network, not fitted."""
+    item = find_property(run.property)
     estimator = CrysXPPRegressor(
         transform=item.transform,
         target_names=[item.target],
@@ -390,12 +363,13 @@ def run_small_data(
             for method in methods
         ]
     )
+    results = add_single_networks(results)
     summary = summarize(results)
     write_report(
         out,
         "small_data",
         tables={"small_data": summary},
-        text=_page(summary, compare(results), seeds, methods, n_members),
+        text=_page(summary, compare(results), seeds, n_members),
     )
     say(f"small data: written to {out}")
     return summary
@@ -463,14 +437,10 @@ def run_label_curves(
 
 
 def make_run(name: str, fraction: float, seed: int, method: str, n_members: int) -> Run:
-    """A run; a simple model has no networks."""
-    return Run(
-        property=name,
-        fraction=fraction,
-        seed=seed,
-        method=method,
-        n_members=n_members if method in NETWORKS else 0,
-    )
+    """A run; the controls among the networks are single ones, a simple model has none."""
+    if method != PRETRAINED:
+        n_members = 1 if method in NETWORKS else 0
+    return Run(property=name, fraction=fraction, seed=seed, method=method, n_members=n_members)
 
 
 def _check(seeds: Sequence[int], n_members: int, methods: Sequence[str]) -> None:
@@ -519,10 +489,19 @@ def summarize(results: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def add_single_networks(results: pd.DataFrame) -> pd.DataFrame:
+    """The results, and behind those of an ensemble of several networks those of one of them."""
+    alone = results[results["n_members"] > 1].assign(
+        method=SINGLE, n_members=1, mae=lambda df: df["mae_one_network"], mae_per_cell=np.nan
+    )
+    return pd.concat([results, alone]).sort_index(kind="stable", ignore_index=True)
+
+
 def compare(results: pd.DataFrame) -> pd.DataFrame:
     """Errors with pretraining minus those of every other method, seed by seed.
 
-    The runs of a seed share their rows, so their difference is steadier than the errors are.
+    The runs of a seed share their rows, so their difference is steadier than the errors are. The
+    control without pretraining is one network, and is compared with single ones.
 
     Returns:
         One row a property and other method: mean ``difference``, its standard deviation ``std``
@@ -536,8 +515,9 @@ def compare(results: pd.DataFrame) -> pd.DataFrame:
         )
         if PRETRAINED not in wide:
             continue
-        for method in wide.columns.drop(PRETRAINED):
-            difference = wide[PRETRAINED] - wide[method]
+        for method in wide.columns.drop([PRETRAINED, SINGLE], errors="ignore"):
+            ours = SINGLE if method == UNTRAINED and SINGLE in wide else PRETRAINED
+            difference = wide[ours] - wide[method]
             mean, spread = difference.mean(), difference.std(ddof=1)
             verdict = "equal"
             if np.isnan(spread):
@@ -547,6 +527,7 @@ def compare(results: pd.DataFrame) -> pd.DataFrame:
             rows.append(
                 {
                     "property": name,
+                    "method": ours,
                     "compared with": method,
                     "difference": mean,
                     "std": spread,
@@ -590,15 +571,13 @@ def _page(
     summary: pd.DataFrame,
     differences: pd.DataFrame,
     seeds: Sequence[int],
-    methods: Sequence[str],
     n_members: int,
 ) -> str:
     table = errors_by_method(summary, ["property", "unit"])
     aims = {item.name: item.aim for item in PROPERTIES}
     table["aim"] = [aims[name] if aims[name] is not None else "" for name in table["property"]]
-    networks = summary[summary["n_members"] > 0]
-    single = _pivot(networks, "mae_one_network")
     lines = ["# Properties from a fifth of the labels", "", _how(seeds), ""]
+    methods = summary["method"].unique().tolist()
     lines += [markdown_table(table), "", *_what(methods, n_members), ""]
     if len(differences):
         shown = differences.assign(
@@ -610,16 +589,13 @@ def _page(
         ).drop(columns="std")
         lines += [
             (
-                f"{PRETRAINED} minus the others, seed by seed; a verdict where the mean "
+                "With pretraining minus the others, seed by seed; a verdict where the mean "
                 "difference exceeds its standard deviation over the seeds:"
             ),
             "",
             markdown_table(shown),
             "",
         ]
-    if n_members > 1 and len(single):
-        lines += ["The networks of the ensembles one by one, mean error:", ""]
-        lines += [markdown_table(single), ""]
     cells = summary.dropna(subset=["mae_per_cell"])
     if len(cells):
         lines += ["The magnetic moment is learned per site; errors per cell, Bohr magneton:", ""]

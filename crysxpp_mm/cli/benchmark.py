@@ -289,15 +289,20 @@ def ablations(
 
 
 @app.command()
-def explanations(data: BenchmarkData = None, out: BenchmarkOut = Path("benchmark-results")) -> None:
-    """Explain the crystals of the article's Figs. 4-6.
+def explanations(
+    data: BenchmarkData = None,
+    graphs: BenchmarkGraphs = None,
+    out: BenchmarkOut = Path("benchmark-results"),
+) -> None:
+    """Explain the crystals of the article's Figs. 4-6, and draw the L1 path.
 
-    The weights that they switch on in the shipped predictors, as pictures, and contributions.
+    The weights that they switch on in the shipped predictors, as pictures, and contributions;
+    then the weights of the selector against the weight of the L1 term, which takes minutes.
 
     \b
     Example:
-      crysxpp benchmark explanations --data DATA --out benchmark-results
+      crysxpp benchmark explanations --data DATA --graphs mp.graphs
     """
     from crysxpp_mm.benchmarks.explanations import run_explanations
 
-    run_explanations(data, out=out, say=typer.echo)
+    run_explanations(data, graphs=graphs, out=out, say=typer.echo)
