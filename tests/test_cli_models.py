@@ -35,6 +35,7 @@ LABELS = pd.DataFrame(
         "gap": ["0.6", "0.0", "3.2", "NaN", "5"],
         "kind": ["element", "element", "salt", "salt", "salt"],
         "number": [1, 1, 2, 2, 2],
+        "all": ["one"] * 5,
     }
 )
 
@@ -264,6 +265,24 @@ def test_crystals_and_labels_that_fail_are_named_or_left_out(data, tmp_path):
     assert "holds Lr" in left_out["99.cif"]
 
 
+def test_groups_are_not_divided(data, tmp_path):
+    out = tmp_path / "m.json.gz"
+    command = ("train", data / "cifs", "--labels", data / "labels.csv", "--target", "number")
+    for seed in range(3):
+        options = small("--test-fraction", 0.25, "--seed", seed, "--out", out)
+        run(*command, "--groups", "kind", *options)
+        facts = load_model(out).metadata_
+        held_out = sorted(facts["test"]["crystals"])
+        assert held_out in (
+            ["007.cif", "12.cif"],
+            ["008.cif", "mp-1.5.cif"],
+        )
+        assert facts["groups"] == "kind"
+    run(*command, *options)
+    assert "groups" not in load_model(out).metadata_
+    assert load_model(out).metadata_["test"]["n"] == 1
+
+
 def test_warnings_are_one_line(data, tmp_path):
     frame = pd.read_csv(data / "table.csv", dtype=str).assign(K="5")
     frame.to_csv(data / "table.csv", index=False)
@@ -291,6 +310,10 @@ def test_warnings_are_one_line(data, tmp_path):
         (["--target", "K", "--id-column", "id"], "is a table, and the targets are columns of it"),
         (["--target", "K", "--out", "m.pkl"], "the name must end in .json.gz or .json"),
         (["--target", "K", "--pretrained", "none.json.gz"], "there is no model file"),
+        (["--target", "K", "--groups", "K"], "--groups K is a --target; name another column."),
+        (["--target", "K", "--groups", "family"], "has no column 'family'"),
+        (["--target", "K", "--groups", "gap"], "3: gap is empty; with --groups every crystal"),
+        (["--target", "K", "--groups", "all", "--test-fraction", 0.2], "all rows are of one group"),
     ],
 )
 def test_training_names_what_is_wrong(data, options, message, tmp_path):

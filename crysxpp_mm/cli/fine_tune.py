@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from crysxpp_mm.cli.inputs import Crystals, as_classes, as_numbers, open_crystals, read_labels
+from crysxpp_mm.cli.inputs import (
+    Crystals,
+    as_classes,
+    as_numbers,
+    open_crystals,
+    read_labels,
+)
 from crysxpp_mm.cli.messages import one_line, print_errors
 from crysxpp_mm.cli.options import Column, DataHome, Parsers
 from crysxpp_mm.cli.options import Crystals as Source
@@ -108,6 +114,14 @@ def train(
             help="Share of the crystals that is held out and read once, when the model is done.",
         ),
     ] = 0.0,
+    groups: Annotated[
+        str | None,
+        typer.Option(
+            help="Column of the table, such as the formula; crystals with equal entries stay "
+            "together when crystals are held out.",
+            show_default=False,
+        ),
+    ] = None,
     checkpoint_dir: Annotated[
         Path | None,
         typer.Option(
@@ -154,28 +168,38 @@ def train(
         targets, options, classify=classify, transform=transform, unit=unit, pretrained=pretrained
     )
     crystals = open_crystals(source, column, data_home)
-    table = read_labels(crystals, targets, labels=labels, id_column=id_column)
+    if groups in targets:
+        raise SettingsError(f"--groups {groups} is a --target; name another column.")
+    columns = targets if groups is None else [*targets, groups]
+    table = read_labels(crystals, columns, labels=labels, id_column=id_column)
     with _short_warnings():
         data = _labelled(
             crystals,
-            table,
+            table[targets],
             estimator,
             converter,
+            groups=None if groups is None else table[groups],
             classify=classify,
             ignore_errors=ignore_errors,
             num_workers=num_workers,
         )
-        learned, held_out = _hold_out(len(data.names), test_fraction, seed)
+        learned, held_out = _hold_out(data, test_fraction, seed)
         advice = (
             "Nothing is kept; with --checkpoint-dir the same command would go on."
             if checkpoint_dir is None
             else "The same command goes on from the last checkpoint."
         )
         with lightning_run(advice):
-            estimator.fit(data.graphs.select(learned), data.y.iloc[learned])
+            estimator.fit(
+                data.graphs.select(learned),
+                data.y.iloc[learned],
+                groups=None if data.groups is None else data.groups[learned],
+            )
     estimator.left_out_ = data.left_out
     _tell_training(estimator)
     estimator.metadata_ = {"source": Path(crystals.label).name}
+    if groups is not None:
+        estimator.metadata_["groups"] = groups
     if len(held_out):
         results = _test(estimator, data, held_out)
         names = [data.names[row] for row in held_out]
@@ -265,6 +289,7 @@ class LabelledGraphs(NamedTuple):
     names: list[str]
     graphs: CrystalGraphs
     y: Any  # a Series, or a DataFrame of several targets, with a counted index
+    groups: NDArray[np.int64] | None  # number of each crystal's group
     left_out: pd.DataFrame  # columns row, reason
 
 
@@ -274,6 +299,7 @@ def _labelled(
     estimator: CrysXPPRegressor | CrysXPPClassifier,
     converter: CrystalGraphConverter,
     *,
+    groups: pd.Series | None,
     classify: bool,
     ignore_errors: bool,
     num_workers: int,
@@ -296,6 +322,8 @@ def _labelled(
     typer.echo(f"{len(crystals)} crystals, {known.sum()} of them with a label of {targets}.")
     if not known.any():
         raise DataError(f"{crystals.label}: no crystal has a label of {targets}.")
+    if groups is not None:
+        _check_groups(groups, known, crystals.names)
     names: list[str] = []
     parts: list[CrystalGraphs] = []
     good: list[NDArray[np.bool_]] = []
@@ -313,14 +341,30 @@ def _labelled(
     if reasons:
         typer.echo(f"{len(reasons)} left out:")
         print_errors(reasons, "left_out_ of the model")
-    y = table[known][np.concatenate(good)].reset_index(drop=True)
+    used = np.flatnonzero(known)[np.concatenate(good)]
+    y = table.iloc[used].reset_index(drop=True)
     missing = [name for name, has in zip(crystals.names, known, strict=True) if not has]
     reasons = {**{name: "no label" for name in missing if name not in reasons}, **reasons}
     left_out = pd.DataFrame({"row": list(reasons), "reason": list(reasons.values())}, dtype=object)
     single = y.shape[1] == 1
     return LabelledGraphs(
-        names, CrystalGraphs.concatenate(parts), y.iloc[:, 0] if single else y, left_out
+        names,
+        CrystalGraphs.concatenate(parts),
+        y.iloc[:, 0] if single else y,
+        None if groups is None else pd.factorize(groups.iloc[used].astype(str))[0],
+        left_out,
     )
+
+
+def _check_groups(groups: pd.Series, known: NDArray[np.bool_], names: Sequence[str]) -> None:
+    """Raise a DataError that names a labelled crystal without a group."""
+    blank = groups.isna() | groups.astype(str).str.strip().isin(["", "nan", "NaN"])  # not Na
+    empty = known & blank.to_numpy()
+    if empty.any():
+        raise DataError(
+            f"{names[int(empty.argmax())]}: {groups.name} is empty; with --groups every crystal "
+            "that has a label needs an entry."
+        )
 
 
 def _refuse_labels(
@@ -354,13 +398,24 @@ def _refuse_labels(
 
 
 def _hold_out(
-    n_crystals: int, fraction: float, seed: int
+    data: LabelledGraphs, fraction: float, seed: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Rows to learn from and rows of the test, disjoint, drawn with ``seed``."""
+    """Rows to learn from and rows of the test, disjoint, drawn with ``seed``; groups stay whole.
+
+    Raises:
+        DataError: all crystals are of one group.
+    """
     import numpy as np
 
+    from crysxpp_mm.estimators.splits import draw_groups
+
+    n_crystals = len(data.names)
     n_test = max(1, round(fraction * n_crystals)) if fraction else 0
-    order = np.random.default_rng([seed, 3]).permutation(n_crystals)
+    rng = np.random.default_rng([seed, 3])
+    if n_test and data.groups is not None:
+        held_out = draw_groups(data.groups, n_test, rng)
+        return np.flatnonzero(~held_out), np.flatnonzero(held_out)
+    order = rng.permutation(n_crystals)
     return np.sort(order[n_test:]), np.sort(order[:n_test])
 
 

@@ -61,14 +61,7 @@ def split_rows(
     rng = np.random.default_rng([seed, 0])
     wanted = max(1, round(fraction * n_rows))
     if groups is not None:
-        names = rng.permutation(np.unique(groups))
-        if len(names) < 2:
-            raise DataError(
-                "all rows are of one group, so none can be held out; set validation_fraction=0."
-            )
-        sizes = np.array([(groups == name).sum() for name in names])
-        count = min(int(np.searchsorted(np.cumsum(sizes), wanted)) + 1, len(names) - 1)
-        held_out = np.isin(groups, names[:count])
+        held_out = draw_groups(groups, wanted, rng)
         return everything[~held_out], everything[held_out]
     order = rng.permutation(n_rows)
     if strata is not None:
@@ -76,3 +69,29 @@ def split_rows(
         order = order[~np.isin(order, order[::-1][first])]
     held = np.sort(order[:wanted])
     return np.setdiff1d(everything, held), held
+
+
+def draw_groups(
+    groups: NDArray[np.int64], wanted: int, rng: np.random.Generator
+) -> NDArray[np.bool_]:
+    """Which rows to hold out: whole groups, drawn until they have at least ``wanted`` rows.
+
+    One group at least is left.
+
+    Args:
+        groups: Group of each row, as a number.
+        wanted: Rows to hold out.
+        rng: What draws.
+
+    Raises:
+        DataError: all rows are of one group.
+    """
+    names, sizes = np.unique(groups, return_counts=True)
+    if len(names) < 2:
+        raise DataError(
+            "all rows are of one group, so none can be held out; choose other groups, or hold out "
+            "no share."
+        )
+    order = rng.permutation(len(names))
+    count = min(int(np.searchsorted(np.cumsum(sizes[order]), wanted)) + 1, len(names) - 1)
+    return np.isin(groups, names[order[:count]])
