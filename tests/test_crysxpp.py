@@ -26,6 +26,7 @@ converter = CrystalGraphConverter()
 MATERIALS = make_structures()  # never changed here
 SMALL = {"hidden_dim": 8, "readout_dim": 8}
 ALL_MOMENTS = {"layers": "all", "moments": ("mean", "std", "max")}
+READOUTS = [{}, ALL_MOMENTS, {"pooled": "hidden"}, {"pooled": "hidden", **ALL_MOMENTS}]
 
 
 def crystals(n=24, seed=0):
@@ -49,7 +50,7 @@ def train(model, structures, y, config, **options):
 
 
 @pytest.mark.parametrize("encoder", ["cgcnn", "gcn"])
-@pytest.mark.parametrize("readout", [{}, ALL_MOMENTS])
+@pytest.mark.parametrize("readout", READOUTS)
 def test_prediction_does_not_depend_on_the_choice_of_cell(perovskite, encoder, readout):
     model = CrysXPP.random(encoder=encoder, **SMALL, **readout).double()
     big = perovskite.copy()
@@ -68,13 +69,24 @@ def test_prediction_does_not_depend_on_the_choice_of_cell(perovskite, encoder, r
         assert value(other) == pytest.approx(value(perovskite), abs=1e-5)
 
 
-@pytest.mark.parametrize("readout", [{}, ALL_MOMENTS])
+@pytest.mark.parametrize("readout", READOUTS)
 def test_batch_equals_single(readout):
     model = CrysXPP.random(n_targets=2, **SMALL, **readout)
     graphs = converter.convert_many(MATERIALS)
     singles = [model.predict(graphs.select([i])) for i in range(len(graphs))]
     assert torch.allclose(model.predict(graphs), torch.cat(singles), atol=1e-5)
     assert torch.allclose(model.predict(graphs, batch_atoms=3), torch.cat(singles), atol=1e-5)
+
+
+def test_what_is_pooled_for_the_readout(perovskite):
+    graph = CrysXPP.random(**SMALL).make_graph(converter.convert(perovskite))
+    model = CrysXPP.random(pooled="hidden", **SMALL)
+    sites = model.readout.sites(model.readout_input(graph))
+    assert sites.shape == (len(perovskite), 8)
+    assert torch.allclose(model.readout(sites.mean(0)), model(graph)[0], atol=1e-6)
+    model = CrysXPP.random(pooled="embeddings", **SMALL)
+    assert model.readout_input(graph).shape == (1, 8)
+    assert torch.equal(model.readout_input(graph), model.embed(graph))
 
 
 def test_no_crystals_are_no_rows():
@@ -146,6 +158,7 @@ def test_damaged_documents_are_refused(change, message):
     ("options", "message"),
     [
         ({"encoder": "mlp"}, "encoder must be"),
+        ({"pooled": "bonds"}, "pooled must be"),
         ({"layers": "first"}, "layers must be"),
         ({"moments": "mean"}, "moments must be"),
         ({"moments": ()}, "moments must be"),

@@ -639,6 +639,18 @@ def _rehash(document):
     document["sha256"] = document_hash(plain)
 
 
+def test_a_file_of_before_there_was_a_choice_of_what_is_pooled():
+    model = regressor(pooled="embeddings").fit(SALTS, Y)
+    document = model.as_dict()
+    del document["settings"]["pooled"]
+    for member in document["state"]["members"]:
+        del member["settings"]["pooled"]
+    _rehash(document)
+    again = CrysXPPRegressor.from_dict(document)
+    assert again.pooled == "embeddings"
+    assert np.array_equal(again.predict(SALTS), model.predict(SALTS))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -764,7 +776,7 @@ def test_progress_bar_and_silence(capfd):
 
 def test_predictions_use_one_torch_thread(fitted, fitted_classifier, monkeypatch):
     seen = []
-    predict, embed = CrysXPP.predict, CrysXPP.embed
+    predict, embed = CrysXPP.predict, CrysXPP.embed_sites
     before = torch.get_num_threads()
 
     def spy(function):
@@ -775,7 +787,7 @@ def test_predictions_use_one_torch_thread(fitted, fitted_classifier, monkeypatch
         return call
 
     monkeypatch.setattr(CrysXPP, "predict", spy(predict))
-    monkeypatch.setattr(CrysXPP, "embed", spy(embed))
+    monkeypatch.setattr(CrysXPP, "embed_sites", spy(embed))
     try:
         torch.set_num_threads(2)
         fitted.predict(SALTS)

@@ -35,6 +35,8 @@ class CrysXPPClassifier(ClassifierMixin, CrysXPPEstimator):  # type: ignore[misc
         selector: Whether there is a feature selector.
         layers: What the readout sees, ``"all"`` layers or the ``"last"`` (Eq. 8).
         moments: What is taken over the atoms, of ``"mean"``, ``"std"`` and ``"max"``.
+        pooled: What is pooled for the readout: a ``"hidden"`` layer that acts on every site, or
+            the ``"embeddings"`` themselves (Eq. 8).
         readout_dim: Width of the hidden layer of the readout.
         n_members: Networks of the ensemble; their probabilities are averaged.
         class_weight: ``"balanced"`` to let every class count alike in the loss, or None.
@@ -91,6 +93,7 @@ class CrysXPPClassifier(ClassifierMixin, CrysXPPEstimator):  # type: ignore[misc
         selector: bool = True,
         layers: Literal["last", "all"] = "all",
         moments: Sequence[str] = ("mean",),
+        pooled: Literal["embeddings", "hidden"] = "hidden",
         readout_dim: int = 128,
         n_members: int = 1,
         class_weight: Literal["balanced"] | None = None,
@@ -120,6 +123,7 @@ class CrysXPPClassifier(ClassifierMixin, CrysXPPEstimator):  # type: ignore[misc
         self.selector = selector
         self.layers = layers
         self.moments = moments
+        self.pooled = pooled
         self.readout_dim = readout_dim
         self.n_members = n_members
         self.class_weight = class_weight

@@ -47,6 +47,8 @@ class CrysXPPRegressor(RegressorMixin, CrysXPPEstimator):  # type: ignore[misc]
         selector: Whether there is a feature selector.
         layers: What the readout sees, ``"all"`` layers or the ``"last"`` (Eq. 8).
         moments: What is taken over the atoms, of ``"mean"``, ``"std"`` and ``"max"``.
+        pooled: What is pooled for the readout: a ``"hidden"`` layer that acts on every site, or
+            the ``"embeddings"`` themselves (Eq. 8).
         readout_dim: Width of the hidden layer of the readout.
         n_members: Networks of the ensemble, each with a seed of its own; the prediction is their
             mean. All hold out the same rows.
@@ -109,6 +111,7 @@ class CrysXPPRegressor(RegressorMixin, CrysXPPEstimator):  # type: ignore[misc]
         selector: bool = True,
         layers: Literal["last", "all"] = "all",
         moments: Sequence[str] = ("mean",),
+        pooled: Literal["embeddings", "hidden"] = "hidden",
         readout_dim: int = 128,
         n_members: int = 1,
         transform: str | Sequence[str | None] | Mapping[str, str | None] | None = None,
@@ -140,6 +143,7 @@ class CrysXPPRegressor(RegressorMixin, CrysXPPEstimator):  # type: ignore[misc]
         self.selector = selector
         self.layers = layers
         self.moments = moments
+        self.pooled = pooled
         self.readout_dim = readout_dim
         self.n_members = n_members
         self.transform = transform

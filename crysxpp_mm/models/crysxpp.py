@@ -26,6 +26,9 @@ ENCODERS = ("cgcnn", "gcn")
 """Encoders of Table 7."""
 LAYERS = ("last", "all")
 """Which layers the readout may see."""
+Pooled = Literal["embeddings", "hidden"]
+POOLED = ("embeddings", "hidden")
+"""What is pooled over the sites for the readout."""
 
 
 class FeatureSelector(nn.Module):
@@ -51,34 +54,53 @@ class PlainGraphEncoder(CrystalGraphEncoder):
 
 
 class Readout(nn.Module):
-    """From pooled embeddings to the targets, ``P = MLP(Z_G)`` (Eq. 9).
+    """From embeddings to the targets, ``P = MLP(Z_G)`` (Eq. 9).
 
-    The pooled columns differ in size by orders of magnitude, so they are first brought to a mean
-    of 0 and a standard deviation of 1; ``calibrate`` measures both once, on training crystals.
+    The embeddings' columns differ in size by orders of magnitude, so they are first brought to a
+    mean of 0 and a standard deviation of 1; ``calibrate`` measures both once, on training crystals.
+
+    Args:
+        input_dim: Width of the embeddings that come in.
+        readout_dim: Width of a hidden layer.
+        n_targets: Number of outputs.
+        n_moments: Where the embeddings are those of sites, how many moments of their hidden layer
+            come back; None where those of crystals come in.
     """
 
     input_mean: Tensor
     input_scale: Tensor
 
-    def __init__(self, *, input_dim: int, readout_dim: int, n_targets: int) -> None:
+    def __init__(
+        self, *, input_dim: int, readout_dim: int, n_targets: int, n_moments: int | None = None
+    ) -> None:
         super().__init__()
         self.register_buffer("input_mean", torch.zeros(input_dim))
         self.register_buffer("input_scale", torch.ones(input_dim))
-        self.hidden = nn.Linear(input_dim, readout_dim)
+        self.site_hidden = None if n_moments is None else nn.Linear(input_dim, readout_dim)
+        pooled_dim = input_dim if n_moments is None else readout_dim * n_moments
+        self.hidden = nn.Linear(pooled_dim, readout_dim)
         self.output = nn.Linear(readout_dim, n_targets)
 
     @torch.no_grad()
     def calibrate(self, columns: Tensor) -> None:
-        """Measure mean and standard deviation on ``columns``, shape ``(n_graphs, input_dim)``."""
+        """Measure mean and standard deviation on ``columns``, shape ``(n_rows, input_dim)``."""
         self.input_mean.copy_(columns.mean(0))
         scale = columns.std(0, correction=0)
         # A column that hardly varies among the training crystals must not be blown up for others.
         self.input_scale.copy_(torch.where(scale > 1e-3, scale, torch.ones_like(scale)))
 
-    def forward(self, columns: Tensor) -> Tensor:
-        """Targets, ``(n_graphs, n_targets)``, of ``columns``, ``(n_graphs, input_dim)``."""
-        scaled = (columns - self.input_mean) / self.input_scale
-        prediction: Tensor = self.output(nn.functional.softplus(self.hidden(scaled)))
+    def scaled(self, columns: Tensor) -> Tensor:
+        """Columns of mean 0 and standard deviation 1, ``(n_rows, input_dim)``."""
+        return (columns - self.input_mean) / self.input_scale
+
+    def sites(self, columns: Tensor) -> Tensor:
+        """Hidden layer of each site, ``(n_atoms, readout_dim)``, of ``(n_atoms, input_dim)``."""
+        assert self.site_hidden is not None
+        return nn.functional.softplus(self.site_hidden(self.scaled(columns)))
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """Targets, ``(n_graphs, n_targets)``, of what was pooled, ``(n_graphs, pooled_dim)``."""
+        prediction: Tensor = self.output(nn.functional.softplus(self.hidden(pooled)))
         return prediction
 
 
@@ -99,6 +121,8 @@ class CrysXPP(CrystalGraphModel):
         selector: Whether there is a feature selector.
         layers: What is pooled: ``"last"``, the last layer, as in Eq. 8, or ``"all"`` layers.
         moments: What is taken over the atoms, of ``"mean"`` (Eq. 8), ``"std"`` and ``"max"``.
+        pooled: What is pooled for the readout: the ``"embeddings"`` (Eq. 8), or a ``"hidden"``
+            layer that acts on the embedding of every site.
         readout_dim: Width of the hidden layer of the readout.
         n_targets: Number of outputs.
         metadata: JSON-ready facts about the training, kept with the weights.
@@ -122,6 +146,7 @@ class CrysXPP(CrystalGraphModel):
         selector: bool = True,
         layers: Literal["last", "all"] = "last",
         moments: Sequence[str] = ("mean",),
+        pooled: Pooled = "embeddings",
         readout_dim: int = 128,
         n_targets: int = 1,
         metadata: Mapping[str, Any] | None = None,
@@ -131,6 +156,8 @@ class CrysXPP(CrystalGraphModel):
             raise SettingsError(f"encoder must be 'cgcnn' or 'gcn', got {encoder!r}.")
         if layers not in LAYERS:
             raise SettingsError(f"layers must be 'last' or 'all', got {layers!r}.")
+        if pooled not in POOLED:
+            raise SettingsError(f"pooled must be 'embeddings' or 'hidden', got {pooled!r}.")
         unknown = [moment for moment in moments if moment not in MOMENTS]
         if isinstance(moments, str) or unknown or not len(moments):
             raise SettingsError(
@@ -143,6 +170,7 @@ class CrysXPP(CrystalGraphModel):
         self.kind = encoder
         self.layers = layers
         self.moments = tuple(moments)
+        self.pooled = pooled
         self.readout_dim = readout_dim
         self.n_targets = n_targets
         self.selector = FeatureSelector() if selector else None
@@ -154,11 +182,14 @@ class CrysXPP(CrystalGraphModel):
             n_gaussians=n_gaussians,
             element_channel=element_channel,
         )
-        n_layers = n_convs + 1 if layers == "all" else 1
+        width = hidden_dim * (n_convs + 1 if layers == "all" else 1)
+        n_moments = len(self.moments)
+        hidden = pooled == "hidden"
         self.readout = Readout(
-            input_dim=n_layers * len(self.moments) * hidden_dim,
+            input_dim=width if hidden else width * n_moments,
             readout_dim=readout_dim,
             n_targets=n_targets,
+            n_moments=n_moments if hidden else None,
         )
         self.register_buffer("target_mean", torch.zeros(n_targets, dtype=torch.float64))
         self.register_buffer("target_scale", torch.ones(n_targets, dtype=torch.float64))
@@ -171,8 +202,8 @@ class CrysXPP(CrystalGraphModel):
         Args:
             autoencoder: Where the encoder and the graph rule come from.
             seed: Seed of the readout's weights.
-            settings: ``selector``, ``layers``, ``moments``, ``readout_dim``, ``n_targets`` and
-                ``metadata``, as the constructor takes them.
+            settings: ``selector``, ``layers``, ``moments``, ``pooled``, ``readout_dim``,
+                ``n_targets`` and ``metadata``, as the constructor takes them.
         """
         sizes = dict(autoencoder.encoder.settings)
         del sizes["cutoff"]  # the converter's
@@ -191,15 +222,16 @@ class CrysXPP(CrystalGraphModel):
             "selector": self.selector is not None,
             "layers": self.layers,
             "moments": list(self.moments),
+            "pooled": self.pooled,
             "readout_dim": self.readout_dim,
             "n_targets": self.n_targets,
         }
 
-    def embed(self, graph: Graph) -> Tensor:
-        """Pooled node embeddings ``Z_G`` (Eq. 8) of the selected features.
+    def embed_sites(self, graph: Graph) -> list[Tensor]:
+        """Node embeddings of the selected features, layer by layer, those that the readout sees.
 
         Returns:
-            Shape ``(n_graphs, n_columns)``.
+            Each of shape ``(n_atoms, hidden_dim)``.
 
         Raises:
             GraphError: the graph lacks a field.
@@ -212,7 +244,32 @@ class CrysXPP(CrystalGraphModel):
             layers = self.encoder(graph)
         finally:
             graph.ndata[ATOM_FEATURES] = features
-        return pool(graph, layers if self.layers == "all" else layers[-1:], self.moments)
+        return list(layers if self.layers == "all" else layers[-1:])
+
+    def embed(self, graph: Graph) -> Tensor:
+        """Pooled node embeddings ``Z_G`` (Eq. 8) of the selected features.
+
+        Returns:
+            Shape ``(n_graphs, n_columns)``.
+
+        Raises:
+            GraphError: the graph lacks a field.
+        """
+        return pool(graph, self.embed_sites(graph), self.moments)
+
+    def readout_input(self, graph: Graph) -> Tensor:
+        """The embeddings that go into the readout, of crystals or of sites.
+
+        Returns:
+            Shape ``(n_graphs, n_columns)``, or ``(n_atoms, n_columns)`` with ``pooled="hidden"``.
+
+        Raises:
+            GraphError: the graph lacks a field.
+        """
+        layers = self.embed_sites(graph)
+        if self.pooled == "hidden":
+            return torch.cat(layers, dim=1)
+        return pool(graph, layers, self.moments)
 
     def forward(self, graph: Graph) -> Tensor:
         """The standardized targets of every crystal (for classes, their logits).
@@ -226,7 +283,12 @@ class CrysXPP(CrystalGraphModel):
         Raises:
             GraphError: the graph lacks a field.
         """
-        prediction: Tensor = self.readout(self.embed(graph))
+        columns = self.readout_input(graph)
+        if self.pooled == "hidden":
+            pooled = pool(graph, [self.readout.sites(columns)], self.moments)
+        else:
+            pooled = self.readout.scaled(columns)
+        prediction: Tensor = self.readout(pooled)
         return prediction
 
     @torch.no_grad()

@@ -382,7 +382,7 @@ def calibrate_readout(model: CrysXPP, graphs: CrystalGraphs) -> None:
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm1d)]
     before = {name: value.clone() for name, value in model.encoder.state_dict().items()}
     model.train()
-    model.readout.calibrate(model.embed(model.make_graph(graphs)))
+    model.readout.calibrate(model.readout_input(model.make_graph(graphs)))
     model.encoder.load_state_dict(before)
     assert all(norm.training for norm in norms)
 
