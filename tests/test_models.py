@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import pickle
+import sys
 
 import numpy as np
 import pytest
@@ -20,6 +21,8 @@ from torch import nn
 from crysxpp_mm.errors import GraphError, ModelFileError, SettingsError, UnknownModelError
 from crysxpp_mm.graph.batch import ATOM_FEATURES, make_batch
 from crysxpp_mm.graph.converter import CrystalGraphConverter
+from crysxpp_mm.layers.fused import FusedNeighborSum, compiled_kernels, is_fused
+from crysxpp_mm.layers.gated_sum import Bonds
 from crysxpp_mm.losses import LossWeights, atom_feature_loss, reconstruction_loss
 from crysxpp_mm.model_zoo import load_model
 from crysxpp_mm.models.crysae import CrysAE
@@ -50,10 +53,24 @@ def run(compute, encoder, graph):
     return outputs.detach(), gradients
 
 
+@pytest.fixture
+def not_compiled(monkeypatch):
+    """The convolution in tensor operations, as on other devices."""
+    monkeypatch.setattr("crysxpp_mm.layers.convolution.is_fused", lambda rows: False)
+
+
 @pytest.mark.parametrize("backend", [pytest.param("dgl", marks=needs_dgl), "torch"])
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-6)])
-def test_fast_path_equals_the_reference(structures, backend, training, dtype, tolerance):
+@pytest.mark.parametrize(
+    ("dtype", "tolerance", "compiled"),
+    [(torch.float64, 1e-10, False), (torch.float32, 1e-6, False), (torch.float32, 1e-6, True)],
+)
+def test_fast_path_equals_the_reference(
+    structures, backend, training, dtype, tolerance, compiled, request
+):
+    assert is_fused(torch.zeros(1, dtype=dtype)) == (dtype == torch.float32)
+    if not compiled:
+        request.getfixturevalue("not_compiled")
     encoder = CrysAE.random(seed=1).encoder.to(dtype)
     encoder.train()
     with torch.no_grad():
@@ -90,7 +107,44 @@ def test_gradients_are_those_of_finite_differences(nacl, silicon):
     assert numeric.item() == pytest.approx(analytic.item(), rel=1e-6)
 
 
-def test_chunks_do_not_matter(monkeypatch, crysae, structures):
+def test_compiled_gates_are_exact_to_single_precision():
+    values = torch.cat([torch.linspace(-120, 120, 4001), torch.tensor([0.0, -0.0, 1e-30])])
+    count = len(values)
+    ones, zeros = torch.ones(2), torch.zeros(2)
+    index = torch.arange(count)
+    bonds = Bonds(index, index, torch.zeros(count, dtype=torch.long), torch.ones(count))
+
+    def gated(gate, core):
+        rows = torch.stack([gate, core], dim=1)
+        given = (rows, torch.zeros_like(rows), torch.zeros(1, 2), ones, zeros, zeros, ones)
+        return FusedNeighborSum.apply(*given, bonds, 0.0, False)[:, 0].double().numpy()
+
+    x = values.double().numpy()
+    softplus = np.logaddexp(0, x)
+    found = gated(torch.full_like(values, 50.0), values)
+    assert found == pytest.approx(softplus, rel=1e-6, abs=1e-35)
+    sigmoid = np.exp(-np.logaddexp(0, -x))
+    found = gated(values, torch.full_like(values, 1.0)) / np.logaddexp(0, 1.0)
+    assert found == pytest.approx(sigmoid, rel=1e-6, abs=1e-35)
+    assert np.isnan(gated(values.nan_to_num(0) * torch.nan, values)).all()
+    assert np.isnan(gated(values, values * torch.nan)).all()
+
+
+def test_without_numba_there_is_a_warning_and_the_same_numbers(monkeypatch, crysae, structures):
+    expected = torch.cat(crysae.node_embeddings(batch(structures)), dim=1)
+    compiled_kernels.cache_clear()
+    monkeypatch.setitem(sys.modules, "crysxpp_mm.layers.kernels", None)
+    monkeypatch.delattr("crysxpp_mm.layers.kernels")
+    try:
+        with pytest.warns(UserWarning, match="numba cannot be used"):
+            found = torch.cat(crysae.node_embeddings(batch(structures)), dim=1)
+        assert not is_fused(torch.zeros(1))
+    finally:
+        compiled_kernels.cache_clear()
+    assert torch.allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_chunks_do_not_matter(monkeypatch, crysae, structures, not_compiled):
     graph = batch(structures)
     expected = torch.cat(crysae.node_embeddings(graph), dim=1)
     monkeypatch.setattr("crysxpp_mm.layers.gated_sum.CHUNK", 7)

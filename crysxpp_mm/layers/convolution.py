@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from crysxpp_mm.layers.fused import FusedNeighborSum, fused_variance, is_fused
 from crysxpp_mm.layers.gated_sum import (
     Bonds,
     GatedNeighborSum,
@@ -56,9 +57,14 @@ class CrystalGraphConv(nn.Module):
         else:
             norm = self.bond_norm
             mean, variance, rows = self._statistics(projections, bonds)
-            total = GatedNeighborSum.apply(  # type: ignore[no-untyped-call] # torch types no apply
-                *projections, norm.weight, norm.bias, mean, variance, bonds, norm.eps, rows
-            )
+            given = (*projections, norm.weight, norm.bias, mean, variance, bonds, norm.eps)
+            # torch types no apply
+            if is_fused(atoms):
+                total = FusedNeighborSum.apply(*given, self.training)  # type: ignore[no-untyped-call]
+            else:
+                total = GatedNeighborSum.apply(  # type: ignore[no-untyped-call]
+                    *given, rows, torch.is_grad_enabled()
+                )
         return functional.softplus(atoms + self._normalize_atoms(total))
 
     def _normalize_atoms(self, total: Tensor) -> Tensor:
@@ -77,7 +83,8 @@ class CrystalGraphConv(nn.Module):
     ) -> tuple[Tensor, Tensor, list[Tensor] | None]:
         """Mean and variance of the inner batch norm: of this batch in training, else running.
 
-        In training also the rows of the bonds that they were made of, less the mean.
+        In training also the rows of the bonds that they were made of, less the mean, where tensors
+        hold them.
         """
         norm = self.bond_norm
         assert norm.running_mean is not None
@@ -86,8 +93,12 @@ class CrystalGraphConv(nn.Module):
             return norm.running_mean, norm.running_var, None
         center, neighbor, length = projections
         mean = weighted_mean(bonds, center, neighbor, length)
-        rows = rows_of_bonds(bonds, center - mean, neighbor, length)
-        variance = weighted_variance(bonds, rows)
+        rows = None
+        if is_fused(center):
+            variance = fused_variance(bonds, center - mean, neighbor, length)
+        else:
+            rows = rows_of_bonds(bonds, center - mean, neighbor, length)
+            variance = weighted_variance(bonds, rows)
         count = bonds.weights.sum()
         unbiased = variance * (count / (count - 1).clamp(min=1))
         momentum = norm.momentum or 0.1

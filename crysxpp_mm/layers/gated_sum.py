@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 CHUNK = 2048
 """Bonds at a time on a CPU; other devices take all at once."""
@@ -44,10 +43,27 @@ def _sum_by_bond(bonds: Bonds, center: Tensor, neighbor: Tensor, length: Tensor)
     return rows
 
 
-def _gate(normalized: Tensor) -> tuple[Tensor, Tensor]:
-    """``sigmoid`` of the first half of the columns and ``softplus`` of the second."""
-    half = normalized.shape[1] // 2
-    return normalized[:, :half].sigmoid(), functional.softplus(normalized[:, half:])
+def _gated(rows: Tensor, factor: Tensor, shift: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """``sigmoid`` of the first half of ``shift + factor * rows`` times ``softplus`` of the second.
+
+    Both come from one sigmoid, ``softplus(x) = -log(sigmoid(-x))``, which costs less than torch's
+    softplus. Where that sigmoid is too small for its logarithm, ``softplus(x)`` is ``x``.
+
+    Args:
+        rows: Shape ``(n_bonds, 2 * width)``.
+        factor: Shape ``(2 * width,)``, its second half negated.
+        shift: Shape ``(2 * width,)``, its second half negated.
+
+    Returns:
+        The product, the first sigmoid, and one less the sigmoid of the second half, which is the
+        slope of its softplus; each ``(n_bonds, width)``.
+    """
+    half = rows.shape[1] // 2
+    signed = torch.addcmul(shift, rows, factor)
+    gate, rest = signed.sigmoid().split(half, dim=1)
+    core = rest.clamp(min=torch.finfo(rows.dtype).tiny).log_()
+    core = torch.minimum(core, signed[:, half:]).neg_()
+    return core.mul_(gate), gate, rest
 
 
 def weighted_mean(bonds: Bonds, center: Tensor, neighbor: Tensor, length: Tensor) -> Tensor:
@@ -94,6 +110,7 @@ class GatedNeighborSum(torch.autograd.Function):
         bonds: Bonds,
         eps: float,
         rows: list[Tensor] | None,
+        differentiate: bool,
     ) -> Tensor:
         """Sum over neighbours.
 
@@ -110,40 +127,38 @@ class GatedNeighborSum(torch.autograd.Function):
             eps: Added to the variance.
             rows: ``rows_of_bonds`` less their mean, where ``mean`` and ``variance`` are those of
                 these very bonds, so that gradients flow through them as well; else None.
+            differentiate: Whether there will be a backward pass.
 
         Returns:
             Shape ``(n_atoms, hidden_dim)``.
         """
         inverse = torch.rsqrt(variance + eps)
         factor = scale * inverse
-        total = center.new_zeros(center.shape[0], center.shape[1] // 2)
-        chunks = bonds.chunks()
-        if rows is None:
-            folded = (
-                torch.addcmul(shift, center - mean, factor),
-                neighbor * factor,
-                length * factor,
-            )
-        for index, chunk in enumerate(chunks):
-            normalized = (
-                _sum_by_bond(chunk, *folded)
-                if rows is None
-                else torch.addcmul(shift, rows[index], factor)
-            )
-            gate, core = _gate(normalized)
-            gate *= core
-            gate *= chunk.weights[:, None]
-            total.index_add_(0, chunk.centers, gate)
-        ctx.save_for_backward(center, neighbor, length, scale, shift, mean, inverse)
-        ctx.bonds = bonds
-        ctx.rows = rows
+        half = center.shape[1] // 2
+        sign = torch.ones_like(scale)
+        sign[half:] = -1
+        total = center.new_zeros(center.shape[0], half)
+        centered = center - mean
+        slopes: list[Tensor] = []
+        for index, chunk in enumerate(bonds.chunks()):
+            row = _sum_by_bond(chunk, centered, neighbor, length) if rows is None else rows[index]
+            product, gate, rest = _gated(row, factor * sign, shift * sign)
+            if differentiate:
+                slope = torch.empty_like(row)
+                torch.addcmul(product, product, gate, value=-1, out=slope[:, :half])
+                torch.addcmul(gate, gate, rest, value=-1, out=slope[:, half:])
+                slopes.append(slope)
+            product *= chunk.weights[:, None]
+            total.index_add_(0, chunk.centers, product)
+        ctx.save_for_backward(center, neighbor, length, scale, mean, inverse)
+        ctx.bonds, ctx.rows, ctx.slopes = bonds, rows, slopes
         return total
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_total: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of everything that is no index, in two passes over the bonds."""
-        center, neighbor, length, scale, shift, mean, inverse = ctx.saved_tensors
+        center, neighbor, length, scale, mean, inverse = ctx.saved_tensors
         chunks = ctx.bonds.chunks()
         rows = ctx.rows
         if rows is None:
@@ -152,22 +167,16 @@ class GatedNeighborSum(torch.autograd.Function):
         grad_neighbor = torch.zeros_like(neighbor)
         grad_length = torch.zeros_like(length)
         grad_scale = torch.zeros_like(scale)
-        grad_shift = torch.zeros_like(shift)
-        factor = scale * inverse
+        grad_shift = torch.zeros_like(scale)
+        half = center.shape[1] // 2
         # Gradient at the output of the batch norm; kept, being costlier than its memory.
         outer: list[Tensor] = []
-        for chunk, row in zip(chunks, rows, strict=True):
-            normalized = torch.addcmul(shift, row, factor)
-            gate, core = _gate(normalized)
+        for chunk, row, slope in zip(chunks, rows, ctx.slopes, strict=True):
             message = grad_total.index_select(0, chunk.centers)
             message *= chunk.weights[:, None]
-            half = gate.shape[1]
             grad = torch.empty_like(row)
-            slope = normalized[:, half:].sigmoid_()
-            torch.mul(message, gate, out=grad[:, half:]).mul_(slope)
-            message *= core
-            message *= gate
-            torch.mul(message, 1 - gate, out=grad[:, :half])
+            torch.mul(message, slope[:, :half], out=grad[:, :half])
+            torch.mul(message, slope[:, half:], out=grad[:, half:])
             grad_shift += grad.sum(0)
             grad_scale += (row * grad).sum(0)
             outer.append(grad)
@@ -183,6 +192,7 @@ class GatedNeighborSum(torch.autograd.Function):
             grad_center.index_add_(0, chunk.centers, grad)
             grad_neighbor.index_add_(0, chunk.neighbors, grad)
             grad_length.index_add_(0, chunk.lengths, grad)
+        factor = scale * inverse
         for grad in (grad_center, grad_neighbor, grad_length):
             grad *= factor
         return (
@@ -191,6 +201,7 @@ class GatedNeighborSum(torch.autograd.Function):
             grad_length,
             grad_scale,
             grad_shift,
+            None,
             None,
             None,
             None,
