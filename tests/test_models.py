@@ -21,6 +21,7 @@ from torch import nn
 from crysxpp_mm.errors import GraphError, ModelFileError, SettingsError, UnknownModelError
 from crysxpp_mm.graph.batch import ATOM_FEATURES, make_batch
 from crysxpp_mm.graph.converter import CrystalGraphConverter
+from crysxpp_mm.layers import kernels
 from crysxpp_mm.layers.fused import FusedNeighborSum, compiled_kernels, is_fused
 from crysxpp_mm.layers.gated_sum import Bonds
 from crysxpp_mm.losses import LossWeights, atom_feature_loss, reconstruction_loss
@@ -142,6 +143,19 @@ def test_without_numba_there_is_a_warning_and_the_same_numbers(monkeypatch, crys
     finally:
         compiled_kernels.cache_clear()
     assert torch.allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_loops_compile_where_no_folder_can_keep_them(monkeypatch):
+    def njit(*, cache=False, **options):
+        def compiled(function):
+            if cache:
+                raise RuntimeError("no locator available")
+            return function
+
+        return compiled
+
+    monkeypatch.setattr(kernels.numba, "njit", njit)
+    assert kernels._compiled(len) is len
 
 
 def test_chunks_do_not_matter(monkeypatch, crysae, structures, not_compiled):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,8 +41,6 @@ VALIDATION_FRACTION = 1 / 9
 """Of these; so 80, 10 and 10 %."""
 METAL, NON_METAL = "metal", "non-metal"
 ALWAYS = "the commonest class"
-MAX_EPOCHS = 25
-"""Epochs of a predictor; with many labels fewer than the estimators' default are enough."""
 N_TREES = 200
 
 DATA = (
@@ -73,6 +71,7 @@ class Predictor:
         property: Name of the property.
         title: What it predicts, for the card.
         aim: Error on the test crystals that the project aims for; None where it names none.
+        n_members: Networks of the ensemble; fewer where many labels make a network costly.
         limits: Sentences on the labels, for the card.
         classify: Whether it tells metals from other crystals by the labels of the property.
     """
@@ -81,6 +80,7 @@ class Predictor:
     property: str
     title: str
     aim: float | None = None
+    n_members: int = 3
     limits: tuple[str, ...] = ()
     classify: bool = False
 
@@ -92,12 +92,14 @@ PREDICTORS = (
     Predictor(
         name="crysxpp-formation-energy",
         property="formation energy",
+        n_members=2,
         title="Formation energy of a crystal, eV/atom, as in the Materials Project of 2018",
         aim=0.042,
     ),
     Predictor(
         name="crysxpp-band-gap",
         property="band gap",
+        n_members=2,
         title="Band gap of a crystal, eV, PBE",
         aim=0.32,
         limits=_PBE,
@@ -114,6 +116,7 @@ PREDICTORS = (
     Predictor(
         name="crysxpp-magnetic-moment",
         property="magnetic moment",
+        n_members=2,
         title="Magnetic moment of a crystal per site, Bohr magneton",
         limits=(
             (
@@ -143,6 +146,7 @@ PREDICTORS = (
     Predictor(
         name="crysxpp-metal",
         property="band gap",
+        n_members=1,
         title="Whether a crystal is a metal (a PBE gap of zero) or not",
         limits=_PBE,
         classify=True,
@@ -158,8 +162,8 @@ def run_predictors(
     folder: str | Path = "pretrained",
     out: str | Path = RESULTS,
     names: Sequence[str] | None = None,
-    n_members: int = 1,
-    max_epochs: int = MAX_EPOCHS,
+    n_members: int | None = None,
+    max_epochs: int | None = None,
     seed: int = 0,
     say: Callable[[str], None] = print,
     crystals: LabelledCrystals | None = None,
@@ -175,8 +179,8 @@ def run_predictors(
         folder: Where the predictors go.
         out: The folder of the results.
         names: Which predictors; all without it.
-        n_members: Networks of each.
-        max_epochs: Epochs of each.
+        n_members: Networks of each; what ``PREDICTORS`` says if None.
+        max_epochs: Epochs of each; the default of the estimators if None.
         seed: Of the split, the weights and the order.
         say: Where the lines of text go.
         crystals: The crystals, if they are in memory.
@@ -206,9 +210,11 @@ def run_predictors(
                 known[name],
                 labelled,
                 target / name,
-                n_members=n_members,
-                max_epochs=max_epochs,
-                seed=seed,
+                settings={
+                    "n_members": n_members or known[name].n_members,
+                    **({} if max_epochs is None else {"max_epochs": max_epochs}),
+                    "seed": seed,
+                },
             )
             say(f"{name}: {(time.monotonic() - started) / 60:.0f} minutes")
     table = _table(
@@ -224,19 +230,16 @@ def _release(
     crystals: LabelledCrystals,
     folder: Path,
     *,
-    n_members: int,
-    max_epochs: int,
-    seed: int,
+    settings: Mapping[str, Any],
 ) -> None:
     """Train a predictor, test it beside its controls, and write its folder."""
+    seed = settings["seed"]
     item = find_property(predictor.property)
     rows = crystals.split(item, fraction=LEARNED_FRACTION, seed=seed)
     labels = crystals.labels(item)
     checkpoints = folder.parent / f"checkpoints-{predictor.name}"
     estimator = _estimator(predictor, item).set_params(
-        n_members=n_members,
-        max_epochs=max_epochs,
-        seed=seed,
+        **settings,
         validation_fraction=VALIDATION_FRACTION,
         checkpoint_dir=checkpoints,
     )

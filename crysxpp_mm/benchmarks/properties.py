@@ -28,9 +28,10 @@ DEVELOPMENT_FRACTION = 0.1
 TEST_FRACTION = 0.1
 """Share of the labelled crystals that is the test set of a split."""
 SETTINGS_CHOSEN = (
-    "The sparsity, the rate of the encoder and the epochs to choose from were set on development "
-    "crystals, which are in no test set; older settings (layers, moments, loss, schedule) had been "
-    "compared on another split, whose crystals may be among these."
+    "The sparsity, the rate of the encoder, the epochs to choose from and the hidden layer of the "
+    "sites were set on development crystals, which are in no test set; older settings (layers, "
+    "moments, loss, schedule) had been compared on another split, whose crystals may be among "
+    "these."
 )
 """How the defaults of the estimators came about, for the pages."""
 GRAPHS = "mp.graphs"

@@ -172,8 +172,16 @@ def predictors(
             "--name", help="A predictor; may be repeated.  [default: all]", show_default=False
         ),
     ] = None,
-    n_members: Annotated[int, typer.Option(min=1, help="Networks of each.")] = 1,
-    max_epochs: Annotated[int, typer.Option(min=1, help="Epochs of each.")] = 25,
+    n_members: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Networks of each.  [default: three, of some two]", show_default=False
+        ),
+    ] = None,
+    max_epochs: Annotated[
+        int | None,
+        typer.Option(min=1, help="Epochs of each.  [default: 40]", show_default=False),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of split, weights and order.")] = 0,
 ) -> None:
     """Train and test the predictors that the package ships.

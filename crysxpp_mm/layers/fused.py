@@ -84,24 +84,11 @@ class FusedNeighborSum(torch.autograd.Function):
         eps: float,
         of_batch: bool,
     ) -> Tensor:
-        """Sum over neighbours.
+        """Sum over neighbours, shape ``(n_atoms, hidden_dim)``.
 
-        Args:
-            ctx: Autograd's context.
-            center: Projection of the central atoms, ``(n_atoms, 2 * hidden_dim)``, gate first.
-            neighbor: Projection of the neighbours, same shape.
-            length: Projection of the distinct bond lengths, ``(n_lengths, 2 * hidden_dim)``.
-            scale: Weight of the batch norm, ``(2 * hidden_dim,)``.
-            shift: Bias of the batch norm.
-            mean: Mean over bonds.
-            variance: Variance over bonds.
-            bonds: Which rows each bond sums.
-            eps: Added to the variance.
-            of_batch: Whether ``mean`` and ``variance`` are those of these very bonds, so that
-                gradients flow through them as well.
-
-        Returns:
-            Shape ``(n_atoms, hidden_dim)``.
+        The arguments are those of ``GatedNeighborSum``, but for the last: ``of_batch`` says whether
+        ``mean`` and ``variance`` are those of these very bonds, so that gradients flow through
+        them as well.
         """
         inverse = torch.rsqrt(variance + eps)
         factor = scale * inverse
