@@ -203,6 +203,24 @@ def test_small_data_writes_every_method_and_goes_on(
     assert_allclose(again["mae"], summary["mae"][:5])
 
 
+def test_properties_have_as_many_networks_as_they_say(
+    crystals: LabelledCrystals, quick: None, tmp_path: Path
+) -> None:
+    summary = run_small_data(
+        crystals=crystals,
+        out=tmp_path,
+        properties=["magnetic moment", "bulk modulus"],
+        seeds=(0,),
+        methods=(PRETRAINED, UNTRAINED),
+        say=lambda _: None,
+    )
+    ours = summary[summary["method"] == PRETRAINED].set_index("property")["n_members"]
+    assert ours.to_dict() == {"magnetic moment": 1, "bulk modulus": 3}
+    page = (tmp_path / "small_data.md").read_text()
+    assert f"| labels | networks | {PRETRAINED} | {SINGLE} | {UNTRAINED} | aim |" in page
+    assert "as many networks as the table says" in page
+
+
 def test_a_result_depends_on_its_labels(
     crystals: LabelledCrystals, quick: None, tmp_path: Path
 ) -> None:

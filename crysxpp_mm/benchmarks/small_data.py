@@ -57,7 +57,6 @@ FRACTION = 0.2
 SEEDS = (0, 1, 2)
 CURVE_FRACTIONS = (0.01, 0.05, 0.2, 0.4, 0.6, 0.8)
 CURVE_PROPERTIES = ("formation energy", "bulk modulus")
-N_MEMBERS = 3
 INNER_FOLDS = 3
 BATCH_ATOMS = 4096
 INNER_ROWS = 3000
@@ -85,8 +84,8 @@ NETWORKS: Mapping[str, Mapping[str, Any]] = {
 }
 """Methods that are networks, and the settings in which they differ from the defaults."""
 WHAT = {
-    PRETRAINED: "`CrysXPPRegressor` with its default settings and {n_members} network(s)",
-    SINGLE: "its networks one by one, their mean error",
+    PRETRAINED: "`CrysXPPRegressor` with its default settings and {n_members}",
+    SINGLE: "the networks of an ensemble one by one, their mean error",
     UNTRAINED: "one network with `pretrained=None`: a CGCNN with a feature selector",
     COLUMNS: (
         "the default columns of `CrysAEFeaturizer` with the better of ridge and SVR, chosen by "
@@ -324,7 +323,7 @@ def run_small_data(
     out: str | Path = RESULTS,
     properties: Sequence[str] | None = None,
     seeds: Sequence[int] = SEEDS,
-    n_members: int = N_MEMBERS,
+    n_members: int | None = None,
     methods: Sequence[str] = METHODS,
     say: Callable[[str], None] = print,
     crystals: LabelledCrystals | None = None,
@@ -340,7 +339,7 @@ def run_small_data(
         out: The folder of the results.
         properties: Names of the properties; all seven without it.
         seeds: Seeds of the splits.
-        n_members: Networks of an ensemble.
+        n_members: Networks of an ensemble; what ``PROPERTIES`` says if None.
         methods: What is compared.
         say: Where the lines of text go.
         crystals: The crystals, if they are in memory.
@@ -353,11 +352,11 @@ def run_small_data(
         SettingsError: there is no method of a name, no seed, or no network.
     """
     chosen = [find_property(name) for name in properties or [item.name for item in PROPERTIES]]
-    _check(seeds, n_members, methods)
+    _check(seeds, 1 if n_members is None else n_members, methods)
     benchmark = Benchmark(crystals or load_properties(root, graphs=graphs), out=out, say=say)
     results = benchmark.results(
         [
-            make_run(item.name, FRACTION, seed, method, n_members)
+            make_run(item.name, FRACTION, seed, method, n_members or item.n_members)
             for item in chosen
             for seed in seeds
             for method in methods
@@ -369,7 +368,7 @@ def run_small_data(
         out,
         "small_data",
         tables={"small_data": summary},
-        text=_page(summary, compare(results), seeds, n_members),
+        text=_page(summary, compare(results), seeds),
     )
     say(f"small data: written to {out}")
     return summary
@@ -429,7 +428,7 @@ def run_label_curves(
         out,
         "label_curves",
         tables={"label_curves": summary},
-        text=_curves_page(summary, seeds, methods, n_members),
+        text=_curves_page(summary, seeds),
     )
     draw_label_curves(summary).savefig(Path(out) / "label_curves.png")
     say(f"label curves: written to {out}")
@@ -552,9 +551,14 @@ def errors_by_method(summary: pd.DataFrame, index: list[str]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _what(methods: Sequence[str], n_members: int) -> Iterator[str]:
-    for method in methods:
-        yield f"- {method}: {WHAT[method].format(n_members=n_members)}."
+def _what(summary: pd.DataFrame) -> Iterator[str]:
+    """A line of text for each method."""
+    counts = summary.loc[summary["method"] == PRETRAINED, "n_members"].unique()
+    networks = "as many networks as the table says" if len(counts) > 1 else "1 network"
+    if len(counts) == 1 and counts[0] > 1:
+        networks = f"{counts[0]} networks"
+    for method in summary["method"].unique():
+        yield f"- {method}: {WHAT[method].format(n_members=networks)}."
 
 
 def _how(seeds: Sequence[int]) -> str:
@@ -571,14 +575,17 @@ def _page(
     summary: pd.DataFrame,
     differences: pd.DataFrame,
     seeds: Sequence[int],
-    n_members: int,
 ) -> str:
     table = errors_by_method(summary, ["property", "unit"])
+    if SINGLE in table:  # beside the ensembles, also where the first property has none
+        table.insert(table.columns.tolist().index(PRETRAINED) + 1, SINGLE, table.pop(SINGLE))
+    ours = summary[summary["method"] == PRETRAINED].set_index("property")["n_members"]
+    if ours.nunique() > 1:
+        table.insert(3, "networks", table["property"].map(ours))
     aims = {item.name: item.aim for item in PROPERTIES}
     table["aim"] = [aims[name] if aims[name] is not None else "" for name in table["property"]]
     lines = ["# Properties from a fifth of the labels", "", _how(seeds), ""]
-    methods = summary["method"].unique().tolist()
-    lines += [markdown_table(table), "", *_what(methods, n_members), ""]
+    lines += [markdown_table(table), "", *_what(summary), ""]
     if len(differences):
         shown = differences.assign(
             difference=[
@@ -600,7 +607,7 @@ def _page(
     if len(cells):
         lines += ["The magnetic moment is learned per site; errors per cell, Bohr magneton:", ""]
         lines += [markdown_table(_pivot(cells, "mae_per_cell")), ""]
-    lines += [f"Made by `{COMMAND} --n-members {n_members}`; every run is in `{RUNS}`.", ""]
+    lines += [f"Made by `{COMMAND}`; every run is in `{RUNS}`.", ""]
     lines += [f"Versions: {versions()}.", ""]
     return "\n".join(lines)
 
@@ -611,9 +618,7 @@ def _pivot(summary: pd.DataFrame, value: str) -> pd.DataFrame:
     return ordered.reset_index().rename_axis(None, axis=1)
 
 
-def _curves_page(
-    summary: pd.DataFrame, seeds: Sequence[int], methods: Sequence[str], n_members: int
-) -> str:
+def _curves_page(summary: pd.DataFrame, seeds: Sequence[int]) -> str:
     shown = summary.assign(share=[f"{fraction:.0%}" for fraction in summary["fraction"]])
     return "\n".join(
         [
@@ -625,7 +630,7 @@ def _curves_page(
             "",
             "![error against labels](label_curves.png)",
             "",
-            *_what(methods, n_members),
+            *_what(summary),
             "",
             f"Made by `{COMMAND} --curves`; every run is in `{RUNS}`.",
             "",

@@ -81,7 +81,14 @@ def small_data(
         ),
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Seeds, from 0.")] = 3,
-    n_members: Annotated[int, typer.Option(min=1, help="Networks of an ensemble.")] = 3,
+    n_members: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Networks of an ensemble.  [default: three, of some properties one]",
+            show_default=False,
+        ),
+    ] = None,
     curves: Annotated[
         bool, typer.Option("--curves", help="Error against the number of labels instead.")
     ] = False,
@@ -109,7 +116,7 @@ def small_data(
             out=out,
             properties=properties or CURVE_PROPERTIES,
             seeds=range(seeds),
-            n_members=n_members,
+            n_members=n_members or 1,
             say=typer.echo,
         )
     else:
