@@ -150,8 +150,8 @@ def _page(
             (
                 f"The selector's weights against the weight of the L1 term, learned from "
                 f"{FRACTION:.0%} of the labels (split {PATH_SEED} of `small_data.md`, one network "
-                "each), and R2 on the test crystals. What a sparser selector costs over several "
-                "seeds is in `ablations.md`."
+                "each), and R2 on the test crystals. One seed cannot tell such small differences "
+                "from luck; `crysxpp benchmark ablations` trains several."
             ),
             "",
             "![weights against sparsity](sparsity_path.png)",

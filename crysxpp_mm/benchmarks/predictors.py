@@ -365,6 +365,8 @@ def _table(predictors: Sequence[Predictor], folder: Path) -> pd.DataFrame:
                 "n_learned": sum(s["n_train"] + s["n_validation"] for s in model.history_),
                 "n_test": facts["n_test"],
                 "n_members": len(model.members_),
+                "max_epochs": model.max_epochs,
+                "pooled": model.pooled,
                 "unit": "" if predictor.classify else model.units_[0],
                 **result,
                 "aim": predictor.aim,
