@@ -56,6 +56,7 @@ setup(
         "numba>=0.61; python_version < '3.15'",
         "numpy>=1.26",
         "pandas>=2.2",
+        "platformdirs>=4.0",
         "pymatgen>=2024.8",
         "safetensors>=0.4.3",
         "scikit-learn>=1.7",

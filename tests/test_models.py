@@ -7,6 +7,7 @@ import hashlib
 import json
 import pickle
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -143,6 +144,12 @@ def test_without_numba_there_is_a_warning_and_the_same_numbers(monkeypatch, crys
     finally:
         compiled_kernels.cache_clear()
     assert torch.allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_compiled_loops_are_not_kept_in_the_package():
+    package = Path(kernels.__file__).parents[1]
+    for loop in (kernels.squares, kernels.forward, kernels.backward):
+        assert not Path(loop.stats.cache_path).is_relative_to(package)
 
 
 def test_loops_compile_where_no_folder_can_keep_them(monkeypatch):

@@ -12,6 +12,7 @@ from typing import Any
 
 import numba
 import numpy as np
+from platformdirs import user_cache_dir
 
 BLOCK = 256
 """Bonds whose sums are added in float32, before they are added to the others in float64."""
@@ -31,11 +32,21 @@ _inlined = numba.njit(inline="always", **_OPTIONS)
 
 
 def _compiled(function: Callable[..., None]) -> Callable[..., None]:
-    """Compile on the first call; what is compiled is kept in numba's cache."""
+    """Compile on the first call, and keep what is compiled in the user's cache.
+
+    Beside the package it would outlive it: pip leaves files that it did not install, and their
+    folders would hide the package of a later editable installation. ``NUMBA_CACHE_DIR`` names
+    another folder.
+    """
+    config: Any = numba.config
+    chosen = config.CACHE_DIR
+    config.CACHE_DIR = chosen or user_cache_dir("crysxpp_mm", appauthor=False)
     try:
         compiled: Callable[..., None] = numba.njit(cache=True, **_OPTIONS)(function)
     except RuntimeError:  # there is no folder to keep it in
         compiled = numba.njit(**_OPTIONS)(function)
+    finally:
+        config.CACHE_DIR = chosen
     return compiled
 
 
