@@ -384,7 +384,8 @@ def _page(table: pd.DataFrame) -> str:
             (
                 "One split for each: 80 % of the labelled crystals are learned from, 10 % choose "
                 "the epoch, 10 % are the test. `mae` is in the unit of the label; the aims of the "
-                "moduli are for `mae_log10`."
+                "moduli are for `mae_log10`. Models with `pooled` embeddings are of an earlier "
+                "form of the command."
             ),
             "",
             markdown_table(table),
