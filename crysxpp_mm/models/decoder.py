@@ -30,8 +30,10 @@ class PairIndex(NamedTuple):
     groups: list[Tensor]  # atoms of crystals of one size, each (n_crystals, size)
     bonded: Tensor  # (n_pairs,) bool: does any bond join the pair
     bonded_pairs: Tensor  # (n_bonded,) row of each bonded pair among all pairs
+    first_pairs: Tensor  # (n_bonded,) row of the first pair of its centre among all pairs
+    sizes: Tensor  # (n_bonded,) number of sites of its crystal
     multiplicities: Tensor  # (n_bonded,) class of its number of bonds, 0 to 5
-    bond_pairs: Tensor  # (n_bonds,) row of each bond's pair among all pairs
+    bond_pairs: Tensor  # (n_bonds,) row of each bond's pair among the bonded pairs
     ranks: Tensor  # (n_bonds,) rank of the bond among those of its pair, shortest first, 0 to 5
 
     def to(self, device: str | torch.device) -> PairIndex:
@@ -57,13 +59,18 @@ def pair_index(graphs: CrystalGraphs) -> PairIndex:
     row = first_pair[crystal] + local * sizes[crystal]  # pair (u, 0) of each atom u
     bond_pairs = np.repeat(row, graphs.degrees) + graphs.neighbors
     counts = np.bincount(bond_pairs, minlength=int((sizes**2).sum()))
-    bonded_pairs = np.flatnonzero(counts)
+    bonded = counts > 0
+    bonded_pairs = np.flatnonzero(bonded)
+    by_pair = np.argsort(row)
+    centers = by_pair[np.searchsorted(row[by_pair], bonded_pairs, side="right") - 1]
     return PairIndex(
         groups=groups,
-        bonded=torch.from_numpy(counts > 0),
+        bonded=torch.from_numpy(bonded),
         bonded_pairs=torch.from_numpy(bonded_pairs),
+        first_pairs=torch.from_numpy(row[centers]),
+        sizes=torch.from_numpy(sizes[crystal[centers]]),
         multiplicities=torch.from_numpy(np.minimum(counts[bonded_pairs], N_MULTIPLICITIES) - 1),
-        bond_pairs=torch.from_numpy(bond_pairs),
+        bond_pairs=torch.from_numpy((np.cumsum(bonded) - 1)[bond_pairs]),
         ranks=torch.from_numpy(np.minimum(_rank_in_run(bond_pairs), N_MULTIPLICITIES - 1)),
     )
 
@@ -92,9 +99,9 @@ class CrysAEDecoder(nn.Module):
     """Rebuild a crystal graph from its node embeddings (Das et al. 2022, Eqs. 2-6).
 
     The pair embedding is bilinear, ``z_uv = z_u^T W_f z_v + b_f`` (Eq. 2), with ``pair_dim``
-    components. The layers behind it are linear, so they are folded into ``W_f``: every output of
-    a pair is one bilinear form, and a batch's pairs go through one matrix product for each size
-    of crystal.
+    components, and so is the existence of a bond (Eq. 5). A batch's pairs go through one matrix
+    product for each size of crystal; the linear layers behind it (Eqs. 3 and 6) see the bonded
+    pairs only.
 
     Node embeddings come out of a residual sum and have no fixed scale, which bilinear forms
     square. With ``normalize`` every embedding is first brought to zero mean and unit variance
@@ -132,41 +139,44 @@ class CrysAEDecoder(nn.Module):
         """
         if self.normalize:
             atoms = functional.layer_norm(atoms, atoms.shape[1:])
-        outputs = self._pair_outputs(atoms, pairs)
-        of_multiplicity = outputs[1].index_select(0, pairs.bonded_pairs)
-        rows = outputs[2].shape[1] * pairs.bond_pairs + pairs.ranks
-        lengths = outputs[2].reshape(-1).index_select(0, rows)
+        existence, embeddings = self._pairs(atoms, pairs)
+        lengths = self.bond_lengths(embeddings)
+        rows = lengths.shape[1] * pairs.bond_pairs + pairs.ranks
         return Reconstruction(
             atom_features=self.atom_features(atoms),
-            existence=outputs[0].squeeze(1),
-            multiplicity=of_multiplicity,
-            bond_lengths=functional.relu(lengths),
+            existence=existence,
+            multiplicity=self.multiplicity(embeddings),
+            bond_lengths=functional.relu(lengths.reshape(-1).index_select(0, rows)),
         )
 
-    def _pair_outputs(self, atoms: Tensor, pairs: PairIndex) -> list[Tensor]:
-        """Existence, multiplicity and lengths of all pairs: ``(n_pairs, 1)``, ``6``, ``6``."""
-        heads = (self.multiplicity, self.bond_lengths)
-        forms = torch.cat(
-            [self.existence_weight[None]]
-            + [torch.einsum("kf,fhj->khj", head.weight, self.pair_weight) for head in heads]
-        )
-        biases = torch.cat([self.existence_bias] + [head(self.pair_bias) for head in heads])
-        n_forms, width = len(forms), self.hidden_dim
+    def _pairs(self, atoms: Tensor, pairs: PairIndex) -> tuple[Tensor, Tensor]:
+        """Logits of existence of all pairs, and embeddings of the bonded ones.
+
+        Shapes ``(n_pairs,)`` and ``(n_bonded, pair_dim)``.
+        """
+        n_forms, width = self.pair_dim, self.hidden_dim
         # One gather for all groups: its gradient is one scatter, not one a group.
         atoms = atoms.index_select(0, torch.cat([group.reshape(-1) for group in pairs.groups]))
-        projected = atoms @ forms.permute(1, 0, 2).reshape(width, n_forms * width)
+        of_existence = atoms @ self.existence_weight
+        of_forms = atoms @ self.pair_weight.permute(1, 0, 2).reshape(width, n_forms * width)
         counts = [group.numel() for group in pairs.groups]
-        parts = []
-        for group, left, right in zip(
-            pairs.groups, projected.split(counts), atoms.split(counts), strict=True
+        existence, products = [], []
+        for group, one, several, other in zip(
+            pairs.groups,
+            of_existence.split(counts),
+            of_forms.split(counts),
+            atoms.split(counts),
+            strict=True,
         ):
             crystals, size = group.shape
-            product = torch.bmm(
-                left.view(crystals, size * n_forms, width),
-                right.view(crystals, size, width).transpose(1, 2),
-            )
-            product = product.view(crystals, size, n_forms, size).transpose(2, 3)
-            parts.append(product.reshape(-1, n_forms))
-        return list(
-            (torch.cat(parts) + biases).split([1, N_MULTIPLICITIES, N_MULTIPLICITIES], dim=1)
-        )
+            right = other.view(crystals, size, width).transpose(1, 2)
+            existence.append(torch.bmm(one.view(crystals, size, width), right).reshape(-1))
+            left = several.view(crystals, size * n_forms, width)
+            products.append(torch.bmm(left, right).reshape(-1))
+        # Products of a centre follow each other by form, and for a form by neighbour.
+        first = pairs.bonded_pairs + (n_forms - 1) * pairs.first_pairs
+        forms = torch.arange(n_forms, device=atoms.device)
+        entries = first[:, None] + pairs.sizes[:, None] * forms
+        embeddings = torch.cat(products).index_select(0, entries.reshape(-1))
+        embeddings = embeddings.view(-1, n_forms) + self.pair_bias
+        return torch.cat(existence) + self.existence_bias, embeddings
