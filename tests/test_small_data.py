@@ -238,21 +238,29 @@ def test_a_result_depends_on_its_labels(
     assert np.isnan(second["std"][0])
 
 
-def test_label_curves_draw_a_figure(
+def test_label_curves_draw_a_figure_and_can_be_made_in_parts(
     crystals: LabelledCrystals, quick: None, tmp_path: Path
 ) -> None:
-    summary = run_label_curves(
-        crystals=crystals,
-        out=tmp_path,
-        properties=["bulk modulus"],
-        fractions=(0.2, 0.8),
-        seeds=(0,),
-        methods=("Magpie", PRETRAINED),
-        say=lambda _: None,
-    )
+    arguments: dict[str, Any] = {
+        "crystals": crystals,
+        "out": tmp_path,
+        "properties": ["bulk modulus"],
+        "methods": ("Magpie", PRETRAINED),
+        "say": lambda _: None,
+    }
+    summary = run_label_curves(fractions=(0.2, 0.8), seeds=(0,), **arguments)
     assert list(summary["fraction"]) == [0.2, 0.2, 0.8, 0.8]
     assert (tmp_path / "label_curves.png").stat().st_size > 10_000
     assert "label_curves.png" in (tmp_path / "label_curves.md").read_text()
+    summary = run_label_curves(fractions=(0.2,), seeds=(1,), **arguments)
+    assert list(summary["n_seeds"]) == [2, 2, 1, 1]  # what is there stays on the page
+    page = (tmp_path / "label_curves.md").read_text()
+    assert "| 20% | 0, 1 |" in page
+    assert "| 80% | 0 |" in page
+    summary = run_label_curves(fractions=(0.2,), seeds=(2,), **{**arguments, "methods": ["Magpie"]})
+    assert list(summary["n_seeds"]) == [3, 1]
+    alone = {**arguments, "methods": (PRETRAINED, "Magpie"), "seeds": (0,), "fractions": (0.2,)}
+    assert list(run_label_curves(**alone)["n_seeds"]) == [2, 2, 1, 1]  # a seed with all methods
 
 
 def test_verdict_needs_more_than_the_spread() -> None:

@@ -141,12 +141,9 @@ class Benchmark:
 
     def result(self, run: Run) -> dict[str, Any]:
         """What a run gave; trained and tested now if it was not yet."""
-        item = find_property(run.property)
-        labels = self.crystals.labels(item)
-        rows = self.crystals.split(item, fraction=run.fraction, seed=run.seed)
-        key = self._key(run, rows.train, rows.test, labels)
-        if found := self.runs.find(key):
-            return found[0]
+        if found := self.found(run):
+            return found
+        item, labels, rows, key = self._inputs(run)
         started = time.monotonic()
         scores = (
             self._network(run, item, labels, rows.train, rows.test, key)
@@ -166,10 +163,22 @@ class Benchmark:
         )
         return self.runs.add(key, [row])[0]
 
+    def found(self, run: Run) -> dict[str, Any] | None:
+        """What a run gave, if it was made."""
+        rows = self.runs.find(self._inputs(run)[-1])
+        return rows[0] if rows else None
+
     def results(self, runs: Sequence[Run]) -> pd.DataFrame:
         """The results of several runs, one a row."""
         with one_blas_thread(), one_torch_thread():
             return pd.DataFrame([self.result(run) for run in runs])
+
+    def _inputs(self, run: Run) -> tuple[Property, Values, Split, str]:
+        """Property, labels of all crystals and rows of a run, and the key that they give."""
+        item = find_property(run.property)
+        labels = self.crystals.labels(item)
+        rows = self.crystals.split(item, fraction=run.fraction, seed=run.seed)
+        return item, labels, rows, self._key(run, rows.train, rows.test, labels)
 
     def _key(self, run: Run, train: Rows, test: Rows, labels: Values) -> str:
         """A hash of all that a result depends on."""
@@ -389,8 +398,9 @@ def run_label_curves(
 ) -> pd.DataFrame:
     """Error against the number of labels; as a table and a figure.
 
-    Writes ``label_curves.csv``, ``label_curves.md`` and ``label_curves.png``; the runs are kept
-    in ``small_data_runs.csv``.
+    Writes ``label_curves.csv``, ``label_curves.md`` and ``label_curves.png``. The runs are kept
+    in ``small_data_runs.csv``, and what that has of other seeds, fractions and properties of the
+    curves, of all methods, stands on the page as well: a run of hours can be made in parts.
 
     Args:
         root: The data root, as for ``crysxpp_mm.benchmarks.data.data_root``.
@@ -414,7 +424,7 @@ def run_label_curves(
     chosen = [find_property(name) for name in properties]
     _check(seeds, n_members, methods)
     benchmark = Benchmark(crystals or load_properties(root, graphs=graphs), out=out, say=say)
-    results = benchmark.results(
+    benchmark.results(
         [
             make_run(item.name, fraction, seed, method, n_members)
             for item in chosen
@@ -423,16 +433,38 @@ def run_label_curves(
             for method in methods
         ]
     )
+    results = pd.DataFrame(
+        row
+        for name in dict.fromkeys([*CURVE_PROPERTIES, *properties])
+        for fraction in sorted({*CURVE_FRACTIONS, *fractions})
+        for seed in sorted({*SEEDS, *seeds})
+        for row in _finished(benchmark, name, fraction, seed, methods, n_members)
+    )
     summary = summarize(results)
     write_report(
         out,
         "label_curves",
         tables={"label_curves": summary},
-        text=_curves_page(summary, seeds),
+        text=_curves_page(summary, results),
     )
     draw_label_curves(summary).savefig(Path(out) / "label_curves.png")
     say(f"label curves: written to {out}")
     return summary
+
+
+def _finished(
+    benchmark: Benchmark,
+    name: str,
+    fraction: float,
+    seed: int,
+    methods: Sequence[str],
+    n_members: int,
+) -> list[dict[str, Any]]:
+    """The results of all methods on one split; none where one of them is missing."""
+    found = [
+        benchmark.found(make_run(name, fraction, seed, method, n_members)) for method in methods
+    ]
+    return [row for row in found if row] if all(found) else []
 
 
 def make_run(name: str, fraction: float, seed: int, method: str, n_members: int) -> Run:
@@ -561,13 +593,12 @@ def _what(summary: pd.DataFrame) -> Iterator[str]:
         yield f"- {method}: {WHAT[method].format(n_members=networks)}."
 
 
-def _how(seeds: Sequence[int]) -> str:
+def _how(seeds: str) -> str:
     return (
-        f"Test errors, mean ± standard deviation over {len(seeds)} seeds "
-        f"({', '.join(map(str, seeds))}), each with a split of its own: {TEST_FRACTION:.0%} of the "
-        "labelled crystals are the test set, read once; validation crystals are taken from those "
-        f"learned from. {SETTINGS_CHOSEN} The weights of CrysAE saw the structures of all "
-        "crystals, and no label."
+        f"Test errors, mean ± standard deviation over {seeds}, each with a split of its own: "
+        f"{TEST_FRACTION:.0%} of the labelled crystals are the test set, read once; validation "
+        f"crystals are taken from those learned from. {SETTINGS_CHOSEN} The weights of CrysAE saw "
+        "the structures of all crystals, and no label."
     )
 
 
@@ -584,7 +615,8 @@ def _page(
         table.insert(3, "networks", table["property"].map(ours))
     aims = {item.name: item.aim for item in PROPERTIES}
     table["aim"] = [aims[name] if aims[name] is not None else "" for name in table["property"]]
-    lines = ["# Properties from a fifth of the labels", "", _how(seeds), ""]
+    counted = f"{len(seeds)} seeds ({', '.join(map(str, seeds))})"
+    lines = ["# Properties from a fifth of the labels", "", _how(counted), ""]
     lines += [markdown_table(table), "", *_what(summary), ""]
     if len(differences):
         shown = differences.assign(
@@ -618,15 +650,22 @@ def _pivot(summary: pd.DataFrame, value: str) -> pd.DataFrame:
     return ordered.reset_index().rename_axis(None, axis=1)
 
 
-def _curves_page(summary: pd.DataFrame, seeds: Sequence[int]) -> str:
-    shown = summary.assign(share=[f"{fraction:.0%}" for fraction in summary["fraction"]])
+def _curves_page(summary: pd.DataFrame, results: pd.DataFrame) -> str:
+    seeds = results.groupby(["property", "fraction"])["seed"].unique()
+    shown = summary.assign(
+        share=[f"{fraction:.0%}" for fraction in summary["fraction"]],
+        seeds=[
+            ", ".join(map(str, seeds[key]))
+            for key in zip(summary["property"], summary["fraction"], strict=True)
+        ],
+    )
     return "\n".join(
         [
             "# Error against the number of labels",
             "",
-            _how(seeds),
+            _how("the seeds of a row"),
             "",
-            markdown_table(errors_by_method(shown, ["property", "unit", "share"])),
+            markdown_table(errors_by_method(shown, ["property", "unit", "share", "seeds"])),
             "",
             "![error against labels](label_curves.png)",
             "",
