@@ -211,6 +211,7 @@ def draw_label_curves(summary: pd.DataFrame) -> Figure:
         The figure.
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     names = list(summary["property"].unique())
     figure = Figure(figsize=(5.2 * len(names), 4.2), dpi=150, layout="constrained")
@@ -237,7 +238,12 @@ def draw_label_curves(summary: pd.DataFrame) -> Figure:
             xlabel="labelled crystals",
             ylabel=f"mean absolute error / {of_property['unit'].iloc[0]}",
         )
+        # The errors span less than two powers of ten: name more of them than those.
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 4, 6, 8)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
         axes.grid(which="both", color="#eeeeee", linewidth=0.6)
         axes.set_axisbelow(True)
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    columns = 2 if len(names) == 1 else 4
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=columns)
     return figure
