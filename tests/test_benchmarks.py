@@ -11,24 +11,9 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 from small_tables import rock_salts, small_tables
 
-from crysxpp_mm.benchmarks import columns, data, report, speed
-from crysxpp_mm.benchmarks.columns import (
-    ALL,
-    FOLDS,
-    QUICK,
-    RIDGE,
-    SVR,
-    TREES,
-    Candidate,
-    compare,
-    cross_validate,
-    predictions,
-    run_choice,
-    run_columns,
-    split,
-    standardized,
-    summarize,
-)
+from crysxpp_mm.benchmarks import column_choice, columns, data, report, simple_models, speed
+from crysxpp_mm.benchmarks.column_choice import run_choice
+from crysxpp_mm.benchmarks.columns import compare, run_columns, summarize
 from crysxpp_mm.benchmarks.data import (
     DATA_VARIABLE,
     TARGETS,
@@ -38,6 +23,20 @@ from crysxpp_mm.benchmarks.data import (
 )
 from crysxpp_mm.benchmarks.report import markdown_table, versions, write_report
 from crysxpp_mm.benchmarks.runs import RunTable
+from crysxpp_mm.benchmarks.simple_models import (
+    ALL,
+    FOLDS,
+    QUICK,
+    RIDGE,
+    SVR,
+    TREES,
+    Candidate,
+    candidates_in_words,
+    cross_validate,
+    predictions,
+    split,
+    standardized,
+)
 from crysxpp_mm.errors import DataError, SettingsError, UnknownModelError
 from crysxpp_mm.models.crysae import CrysAE
 
@@ -69,7 +68,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         else:
             tensors[name] = value.numpy()
     np.savez(folder / "released_crysae_weights.npz", **tensors)
-    for module in (columns, speed):
+    for module in (columns, column_choice, speed):
         monkeypatch.setattr(module, "load_tables", lambda *_args, **_names: small_tables())
     return folder
 
@@ -206,7 +205,7 @@ def test_noise_is_not_learned() -> None:
 def test_the_choice_does_not_see_the_fold_that_is_scored() -> None:
     x, y = straight_line()
     honest = cross_validate(x, y, candidates=FEW)[0]
-    _, test = next(split(len(y), FOLDS, columns.SEED))
+    _, test = next(split(len(y), FOLDS, simple_models.SEED))
     spoiled = y.copy()
     spoiled[test] = y[test] + 1e6
     other = cross_validate(x, spoiled, candidates=FEW)[0]
@@ -295,20 +294,22 @@ def test_columns_are_compared_reported_and_not_computed_twice(
     out = tmp_path / "out"
     calls: list[int] = []
 
-    def counted(*args: object, **options: object) -> list[columns.FoldScore]:
+    def counted(*args: object, **options: object) -> list[simple_models.FoldScore]:
         calls.append(1)
         return cross_validate(*args, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(columns, "cross_validate", counted)
-    monkeypatch.setattr(columns, "N_TREES", 5)
-    monkeypatch.setattr(columns, "CHOICES", dict(list(columns.CHOICES.items())[-2:]))
+    monkeypatch.setattr(simple_models, "N_TREES", 5)
+    monkeypatch.setattr(column_choice, "CHOICES", dict(list(column_choice.CHOICES.items())[-2:]))
     lines: list[str] = []
 
     def run(**options: object) -> pd.DataFrame:
         calls.clear()
-        return run_columns(
+        table = run_columns(
             root, out=out, models=[model_file], say=lines.append, seeds=(0, 1), **options
         )  # type: ignore[arg-type]
+        run_choice(root, out=out, model=model_file, say=lines.append)
+        return table
 
     table = run(candidates=FEW)
     n_targets, n_kinds = 3, 6  # the model, two seeds, Magpie, the released network twice
@@ -396,8 +397,8 @@ def test_shipped_models_are_compared_the_default_first(monkeypatch: pytest.Monke
 def test_the_grid_holds_each_candidate_once() -> None:
     assert len(set(ALL)) == len(ALL)
     assert set(QUICK) <= set(ALL)
-    assert "extra trees" in columns._grid(ALL)
-    assert columns._grid(TREES) == "extra trees (100)"
+    assert "extra trees" in candidates_in_words(ALL)
+    assert candidates_in_words(TREES) == "extra trees (100)"
 
 
 # Reports.

@@ -454,19 +454,29 @@ def test_demo_is_run(monkeypatch, tmp_path):
     assert options["model"] == "m"
 
 
-@pytest.mark.parametrize("name", ["speed", "columns"])
-def test_benchmarks_are_run(monkeypatch, tmp_path, name):
+@pytest.mark.parametrize(
+    ("name", "runs"),
+    [
+        ("speed", {"speed.run_speed": {"model": "m"}}),
+        (
+            "columns",
+            {"columns.run_columns": {"models": ["m"]}, "column_choice.run_choice": {"model": "m"}},
+        ),
+    ],
+)
+def test_benchmarks_are_run(monkeypatch, tmp_path, name, runs):
     calls: list[tuple] = []
-    monkeypatch.setattr(
-        f"crysxpp_mm.benchmarks.{name}.run_{name}",
-        lambda *a, **k: calls.append((a, k)),
-        raising=False,
-    )
+    for path in runs:
+        monkeypatch.setattr(
+            f"crysxpp_mm.benchmarks.{path}",
+            lambda *a, path=path, **k: calls.append((path, a, k)),
+        )
     run("benchmark", name, "--data", tmp_path, "--out", tmp_path / "out", "--model", "m")
-    ((arguments, options),) = calls
-    assert arguments == (tmp_path,)
-    assert options["out"] == tmp_path / "out"
-    assert options.get("model", options.get("models")) == {"speed": "m", "columns": ["m"]}[name]
+    assert [path for path, _, _ in calls] == list(runs)
+    for path, arguments, options in calls:
+        assert arguments == (tmp_path,)
+        assert options["out"] == tmp_path / "out"
+        assert options.items() >= runs[path].items()
 
 
 def test_benchmark_without_data_says_what_to_do(monkeypatch):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from hashlib import sha256
@@ -38,50 +38,25 @@ from crysxpp_mm.benchmarks.report import (
     write_report,
 )
 from crysxpp_mm.benchmarks.runs import read_runs, write_runs
+from crysxpp_mm.benchmarks.simple_models import (
+    ALL,
+    FOLDS,
+    INNER_FOLDS,
+    N_TREES,
+    SEED,
+    TREE_COLUMNS,
+    Candidate,
+    candidates_in_words,
+    cross_validate,
+    magpie_columns,
+    one_blas_thread,
+    regressor_settings,
+)
 from crysxpp_mm.errors import DataError, SettingsError
 
 if TYPE_CHECKING:
     from crysxpp_mm.models.crysae import CrysAE
 
-Matrix = NDArray[np.float64]
-Features = Mapping[str, NDArray[np.floating]]
-"""Columns of each table by its name, shape ``(n_rows, n_columns)``."""
-
-FOLDS = 5
-INNER_FOLDS = 3
-SEED = 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Candidate:
-    """One regressor with its settings.
-
-    Attributes:
-        regressor: ``"ridge"``, ``"svr"`` or ``"trees"``.
-        alpha: Ridge: the penalty.
-        cost: SVR: the penalty C, for a target of unit variance.
-        gamma: SVR: width of the kernel, in units of one over the number of columns.
-        epsilon: SVR: half width of the tube, in standard deviations of the target.
-    """
-
-    regressor: str
-    alpha: float = 0.0
-    cost: float = 0.0
-    gamma: float = 0.0
-    epsilon: float = 0.0
-
-
-RIDGE = tuple(Candidate(regressor="ridge", alpha=10.0**k) for k in np.arange(-1, 5.1, 0.5))
-SVR = tuple(
-    Candidate(regressor="svr", cost=cost, gamma=gamma, epsilon=0.01)
-    for gamma in (0.05, 0.1, 0.2, 0.4, 1.0)
-    for cost in (1.0, 3.0, 10.0, 30.0)
-)
-TREES = (Candidate(regressor="trees"),)
-ALL = RIDGE + SVR + TREES
-QUICK = RIDGE[1::2] + tuple(c for c in SVR if c.cost in (3.0, 10.0) and c.gamma < 1.0)
-N_TREES = 100
-TREE_COLUMNS = 64  # columns tried at a split, or a third of them where that is fewer
 MARGIN = 0.1
 """How far behind the best a candidate may be on the first part of the training folds."""
 RANDOM_SEEDS = (0, 1, 2)
@@ -92,227 +67,6 @@ RANDOM, MAGPIE = "random weights", "Magpie"
 CONTROLS = (RANDOM, MAGPIE)
 """The controls that the columns have to beat."""
 COMMAND = "crysxpp benchmark columns"
-
-
-def standardized(train: Matrix, *others: Matrix) -> list[Matrix]:
-    """Scale columns to zero mean and unit variance of the training rows; constant ones to zero."""
-    mean, deviation = train.mean(axis=0), train.std(axis=0)
-    constant = deviation <= 1e-6 * np.maximum(np.abs(mean), 1e-6)
-    scale = np.where(constant, np.inf, deviation)
-    return [(block - mean) / scale for block in (train, *others)]
-
-
-def predictions(
-    candidates: Sequence[Candidate],
-    train: Matrix,
-    target: Matrix,
-    test: Matrix,
-    *,
-    seed: int = SEED,
-) -> Matrix:
-    """Fit every candidate on the same rows and predict others.
-
-    Args:
-        candidates: What to fit.
-        train: Columns of the training rows, shape ``(n_train, n_columns)``.
-        target: Shape ``(n_train,)``.
-        test: Columns of the rows to predict, shape ``(n_test, n_columns)``.
-        seed: Seed of the trees.
-
-    Returns:
-        Shape ``(n_candidates, n_test)``, in the target's unit.
-    """
-    from sklearn import svm
-    from sklearn.ensemble import ExtraTreesRegressor
-
-    x, x_test = standardized(train, test)
-    center, spread = target.mean(), target.std() or 1.0
-    y = (target - center) / spread
-    n_columns = x.shape[1]
-    squares: tuple[Matrix, Matrix] | None = None
-    kernels: dict[float, tuple[Matrix, Matrix]] = {}
-    result = np.empty((len(candidates), len(test)))
-    ridges = [row for row, candidate in enumerate(candidates) if candidate.regressor == "ridge"]
-    result[ridges] = _ridge_predictions([candidates[row].alpha for row in ridges], x, y, x_test)
-    for row, candidate in enumerate(candidates):
-        if candidate.regressor == "ridge":
-            continue
-        if candidate.regressor == "svr":
-            if squares is None:
-                squares = _squared_distances(x, x), _squared_distances(x_test, x)
-            if candidate.gamma not in kernels:
-                kernels = {  # one width at a time: they are large
-                    candidate.gamma: (
-                        np.exp(squares[0] * (-candidate.gamma / n_columns)),
-                        np.exp(squares[1] * (-candidate.gamma / n_columns)),
-                    )
-                }
-            kernel, kernel_test = kernels[candidate.gamma]
-            machine = svm.SVR(
-                kernel="precomputed", C=candidate.cost, epsilon=candidate.epsilon
-            ).fit(kernel, y)
-            result[row] = machine.predict(kernel_test)
-        else:
-            trees = ExtraTreesRegressor(
-                n_estimators=N_TREES,
-                max_features=max(1, min(TREE_COLUMNS, n_columns // 3)),
-                min_samples_leaf=1,
-                random_state=seed,
-                n_jobs=1,
-            ).fit(train, y)
-            result[row] = trees.predict(test)
-    guesses: Matrix = result * spread + center
-    return guesses
-
-
-def _ridge_predictions(alphas: Sequence[float], x: Matrix, y: Matrix, x_test: Matrix) -> Matrix:
-    """Ridge regressions of all penalties out of one decomposition, ``(n_alphas, n_test)``.
-
-    The columns and the target have zero mean, so there is no intercept.
-    """
-    if not len(alphas):
-        return np.empty((0, len(x_test)))
-    wide = x.shape[1] > len(x)
-    values, vectors = np.linalg.eigh(x @ x.T if wide else x.T @ x)
-    basis = x.T @ vectors if wide else vectors  # (n_columns, n_values)
-    along = vectors.T @ (y if wide else x.T @ y)
-    shrunk = along / (np.maximum(values, 0.0) + np.asarray(alphas)[:, None])
-    guesses: Matrix = shrunk @ (x_test @ basis).T
-    return guesses
-
-
-def _squared_distances(rows: Matrix, others: Matrix) -> Matrix:
-    squares: Matrix = (
-        (rows**2).sum(axis=1)[:, None] + (others**2).sum(axis=1) - 2.0 * rows @ others.T
-    )
-    return np.maximum(squares, 0.0, out=squares)
-
-
-def split(
-    n_rows: int, n_folds: int, seed: int
-) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp]]]:
-    """Shuffled folds: pairs of the positions to train on and the positions to test on."""
-    from sklearn.model_selection import KFold
-
-    yield from KFold(n_folds, shuffle=True, random_state=seed).split(np.empty(n_rows))
-
-
-@dataclass(frozen=True, kw_only=True)
-class FoldScore:
-    """Errors of one fold.
-
-    Attributes:
-        fold: Number of the fold, from 0.
-        mae: Mean absolute error of the candidate that the training folds chose.
-        chosen: That candidate.
-        by_regressor: Error of each regressor with its settings chosen on the training folds;
-            those that were dropped early are absent.
-    """
-
-    fold: int
-    mae: float
-    chosen: Candidate
-    by_regressor: dict[str, float]
-
-
-def cross_validate(
-    columns: NDArray[np.floating],
-    target: NDArray[np.floating],
-    *,
-    candidates: Sequence[Candidate] = ALL,
-    seed: int = SEED,
-    margin: float = np.inf,
-) -> list[FoldScore]:
-    """Errors over five folds, with regressor and settings chosen within the training folds.
-
-    Args:
-        columns: Shape ``(n_rows, n_columns)``.
-        target: Shape ``(n_rows,)``; rows with NaN are left out.
-        candidates: What to choose from.
-        seed: Seed of the folds and of the trees.
-        margin: Candidates whose error on the first part of the training folds exceeds the best
-            one's by more than this share are dropped, to save time.
-
-    Returns:
-        One score a fold.
-
-    Raises:
-        DataError: Columns and target have different numbers of rows, columns are not finite, or
-            too few rows are known.
-    """
-    x, y = known_rows(columns, target)
-    scores = []
-    for fold, (train, test) in enumerate(split(len(y), FOLDS, seed)):
-        inner = _inner_errors(x[train], y[train], candidates, seed=seed, margin=margin)
-        best: dict[str, int] = {}
-        for index, candidate in enumerate(candidates):
-            before = best.get(candidate.regressor)
-            if np.isfinite(inner[index]) and (before is None or inner[index] < inner[before]):
-                best[candidate.regressor] = index
-        guesses = predictions(
-            [candidates[index] for index in best.values()], x[train], y[train], x[test], seed=seed
-        )
-        errors = dict(zip(best, np.abs(guesses - y[test]).mean(axis=1).tolist(), strict=True))
-        chosen = min(best, key=lambda name: float(inner[best[name]]))
-        scores.append(
-            FoldScore(
-                fold=fold,
-                mae=errors[chosen],
-                chosen=candidates[best[chosen]],
-                by_regressor=errors,
-            )
-        )
-    return scores
-
-
-def known_rows(
-    columns: NDArray[np.floating], target: NDArray[np.floating]
-) -> tuple[Matrix, NDArray[np.float64]]:
-    """The rows whose target is known.
-
-    Raises:
-        DataError: Columns and target have different numbers of rows, columns are not finite, or
-            too few rows are known.
-    """
-    if len(columns) != len(target):
-        raise DataError(f"there are {len(columns)} rows of columns and {len(target)} targets.")
-    known = ~np.isnan(target)
-    x = np.asarray(columns, dtype=np.float64)[known]
-    y = np.asarray(target, dtype=np.float64)[known]
-    if len(y) < FOLDS * INNER_FOLDS:
-        raise DataError(
-            f"{len(y)} rows have a target; {FOLDS} folds need at least {FOLDS * INNER_FOLDS}."
-        )
-    if not np.isfinite(x).all():
-        row = int(np.flatnonzero(~np.isfinite(x).all(axis=1))[0])
-        raise DataError(f"the columns of known row {row} are NaN or infinite; leave the row out.")
-    return x, y
-
-
-def _inner_errors(
-    x: Matrix,
-    y: NDArray[np.float64],
-    candidates: Sequence[Candidate],
-    *,
-    seed: int,
-    margin: float,
-) -> NDArray[np.float64]:
-    """Mean error of each candidate within the training folds; infinite for those dropped."""
-    errors = np.zeros(len(candidates))
-    left = np.arange(len(candidates))
-    for number, (part, rest) in enumerate(split(len(y), INNER_FOLDS, seed + 1)):
-        guesses = predictions(
-            [candidates[int(i)] for i in left], x[part], y[part], x[rest], seed=seed
-        )
-        errors[left] += np.abs(guesses - y[rest]).mean(axis=1) / INNER_FOLDS
-        if number == 0:
-            close = errors[left] <= (1 + margin) * errors[left].min()
-            errors[left[~close]] = np.inf
-            left = left[close]
-    return errors
-
-
-# The whole benchmark.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -335,16 +89,6 @@ class Kind:
     def label(self) -> str:
         """The name with the seed."""
         return self.name if self.seed is None else f"{self.name} {self.seed}"
-
-
-def magpie_columns(structures: list[Structure]) -> NDArray[np.float64]:
-    """Magpie features (matminer) of the compositions, shape ``(n_structures, 132)``."""
-    from matminer.featurizers.composition import ElementProperty
-
-    magpie = ElementProperty.from_preset("magpie")
-    magpie.set_n_jobs(1)
-    rows = magpie.featurize_many([structure.composition for structure in structures], pbar=False)
-    return np.array(rows, dtype=np.float64)
 
 
 def learned_columns(structures: list[Structure], **options: Any) -> NDArray[np.float32]:
@@ -419,7 +163,7 @@ def column_kinds(
         Kind(
             name=MAGPIE,
             what="matminer's ElementProperty.from_preset('magpie') of the composition",
-            embed=magpie_columns,
+            embed=lambda structures: magpie_columns(crystal.composition for crystal in structures),
         ),
         Kind(
             name="released, all layers",
@@ -447,9 +191,8 @@ def run_columns(
     """Compare kinds of columns and write the tables; some twenty minutes.
 
     Writes ``columns.csv`` and ``columns.md``, ``columns_differences.csv`` and
-    ``columns_folds.csv``, and what :func:`run_choice` writes. A run that was stopped goes on:
-    rows of ``columns_folds.csv`` that were made of the same numbers with the same settings and
-    versions are not computed again.
+    ``columns_folds.csv``. A run that was stopped goes on: rows of ``columns_folds.csv`` that were
+    made of the same numbers with the same settings and versions are not computed again.
 
     Args:
         root: The data root, as for ``crysxpp_mm.benchmarks.data.data_root``.
@@ -492,7 +235,6 @@ def run_columns(
         text=_page(summary, differences, kinds, tables, candidates),
     )
     say(f"columns: {minutes:.1f} minutes; written to {out}")
-    run_choice(root, out=out, model=chosen[0], say=say, tables=tables)
     return summary
 
 
@@ -623,24 +365,6 @@ def _records(folds: pd.DataFrame) -> list[dict[str, Any]]:
 
 def _frame(records: list[dict[str, Any]]) -> pd.DataFrame:
     return pd.DataFrame(records, columns=_FOLD_COLUMNS).astype({"seed": "Int64"})
-
-
-def regressor_settings(candidate: Candidate) -> dict[str, str]:
-    """The regressor and its settings, as text."""
-    settings = {
-        "ridge": f"alpha={candidate.alpha:.3g}",
-        "svr": f"C={candidate.cost:g} gamma={candidate.gamma:g}/columns",
-        "trees": f"{N_TREES} trees",
-    }
-    return {"chosen": candidate.regressor, "settings": settings[candidate.regressor]}
-
-
-def one_blas_thread() -> Any:
-    """A context in which numpy and scikit-learn compute with one thread."""
-    # It comes with scikit-learn, without types.
-    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
-
-    return threadpool_limits(limits=1)
 
 
 def _mean_over_seeds(folds: pd.DataFrame) -> pd.DataFrame:
@@ -814,9 +538,10 @@ def _page(
                 f"`{COMMAND}`. {FOLDS} shuffled folds (seed {SEED}), the same rows for every kind. "
                 f"Within the training folds, {INNER_FOLDS} folds (seed {SEED + 1}) choose among "
                 f"{len(candidates)} candidates, the same for every kind: "
-                f"{_grid(candidates)}; candidates more than {MARGIN:.0%} behind the best on the "
-                "first of the inner folds are dropped. Columns and target are standardized with "
-                "training rows only. The errors of every fold are in `columns_folds.csv`."
+                f"{candidates_in_words(candidates)}; candidates more than {MARGIN:.0%} behind the "
+                "best on the first of the inner folds are dropped. Columns and target are "
+                "standardized with training rows only. The errors of every fold are in "
+                "`columns_folds.csv`."
             ),
             "",
             (
@@ -831,124 +556,3 @@ def _page(
             "",
         ]
     )
-
-
-def _grid(candidates: Sequence[Candidate]) -> str:
-    """The candidates in words."""
-    parts = []
-    if alphas := sorted({c.alpha for c in candidates if c.regressor == "ridge"}):
-        parts.append(f"ridge (alpha {alphas[0]:g} to {alphas[-1]:g}, {len(alphas)} values)")
-    machines = [c for c in candidates if c.regressor == "svr"]
-    if machines:
-        costs = ", ".join(f"{cost:g}" for cost in sorted({c.cost for c in machines}))
-        widths = ", ".join(f"{gamma:g}" for gamma in sorted({c.gamma for c in machines}))
-        parts.append(f"SVR with an RBF kernel (C {costs}; gamma {widths} over the columns)")
-    if any(c.regressor == "trees" for c in candidates):
-        parts.append(f"extra trees ({N_TREES})")
-    return ", ".join(parts)
-
-
-# Which columns are the default ones.
-
-CHOICES: Mapping[str, tuple[bool, tuple[str, ...]]] = {
-    f"{'all layers' if all_layers else 'last layer'}, {', '.join(moments)}": (all_layers, moments)
-    for all_layers in (False, True)
-    for moments in (("mean",), ("mean", "std"), ("mean", "std", "max"))
-}
-"""Layers (all, or the last) and moments that could be the default columns."""
-
-
-def run_choice(
-    root: str | Path | None = None,
-    *,
-    out: str | Path = RESULTS,
-    model: str | os.PathLike[str] | None = None,
-    say: Callable[[str], None] = print,
-    tables: Mapping[str, BenchmarkTable] | None = None,
-    rows: int | None = None,
-) -> pd.DataFrame:
-    """Measure which layers and which moments make the best default columns.
-
-    Ridge or SVR of a small grid, chosen on the training folds. Writes ``column_choice.csv`` and
-    ``column_choice.md``, and the errors fold by fold, from which a stopped run goes on.
-
-    Args:
-        root: The data root.
-        out: The folder of the results.
-        model: Name or path of the model; the default one without it.
-        say: Where the lines of text go.
-        tables: Tables that are loaded already, in place of ``root``.
-        rows: Only the first rows of every table, for a quick try.
-
-    Returns:
-        One row a target and choice, as in ``column_choice.csv``.
-
-    Raises:
-        DataError: The data are missing.
-        UnknownModelError: There is no such model.
-    """
-    from crysxpp_mm.featurizers import CrysAEFeaturizer
-    from crysxpp_mm.model_zoo import DEFAULT_MODEL
-
-    name = DEFAULT_MODEL if model is None else model
-    loaded = first_rows(load_tables(root) if tables is None else tables, rows)
-    featurizer = CrysAEFeaturizer(model=name, device="cpu")
-    labels = [label.split() for label in featurizer.feature_labels()]  # CrysAE L2 mean 17
-    last = max(label[1] for label in labels)
-    embedded = {
-        table.name: featurizer.structure_embeddings(table.structures) for table in loaded.values()
-    }
-    cache = FoldCache(Path(out) / "column_choice_folds.csv", QUICK, margin=np.inf)
-    with one_blas_thread():
-        for choice, (all_layers, moments) in CHOICES.items():
-            wanted = [
-                (all_layers or layer == last) and moment in moments
-                for _, layer, moment, _ in labels
-            ]
-            blocks = iter([block[:, wanted] for block in embedded.values()])
-            kind = Kind(name=choice, what="", embed=lambda _, blocks=blocks: next(blocks))  # type: ignore[misc]
-            score_kind(kind, loaded, cache, say)
-    summary = summarize(cache.finish()).drop(columns=["std_seeds", "trees"])
-    default = list(CHOICES)[-1]
-    wide = summary.pivot(index="target", columns="kind", values="mae")[list(CHOICES)]
-    relative = (wide.div(wide[default], axis=0)).mean()
-    shown = pd.concat(
-        [
-            wide_table(summary),
-            pd.DataFrame(
-                [
-                    {
-                        "target": f"mean ratio to {default}",
-                        **{choice: f"{relative[choice]:.3f}" for choice in CHOICES},
-                    }
-                ]
-            ),
-        ]
-    )
-    write_report(
-        out,
-        "column_choice",
-        tables={"column_choice": summary},
-        text="\n".join(
-            [
-                "# Which layers and which moments become the default columns",
-                "",
-                (
-                    f"Mean absolute error over {FOLDS} folds ± its standard deviation over the "
-                    f"folds, model {model_name(name)}; the least in bold."
-                ),
-                "",
-                markdown_table(shown),
-                "",
-                (
-                    f"Made by `{COMMAND}`: {_grid(QUICK)}, chosen on the training folds. Folds, "
-                    "seeds, tables and rows left out as in `columns.md`; the errors of every fold "
-                    "are in `column_choice_folds.csv`."
-                ),
-                "",
-                f"Versions: {versions()}.",
-                "",
-            ]
-        ),
-    )
-    return summary

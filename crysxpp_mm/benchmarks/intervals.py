@@ -18,10 +18,10 @@ import pandas as pd
 from numpy.typing import NDArray
 from sklearn.base import clone
 
-from crysxpp_mm.benchmarks.columns import one_blas_thread
 from crysxpp_mm.benchmarks.data import TARGETS, load_tables
 from crysxpp_mm.benchmarks.report import RESULTS, markdown_table, versions, write_report
 from crysxpp_mm.benchmarks.runs import RunTable
+from crysxpp_mm.benchmarks.simple_models import one_blas_thread
 from crysxpp_mm.errors import SettingsError
 from crysxpp_mm.estimators import CrysXPPRegressor
 from crysxpp_mm.graph.arrays import CrystalGraphs

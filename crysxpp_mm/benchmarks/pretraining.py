@@ -16,14 +16,11 @@ import numpy as np
 import pandas as pd
 
 from crysxpp_mm.benchmarks.columns import (
-    FOLDS,
-    QUICK,
     RANDOM,
     FoldCache,
     Kind,
     first_rows,
     learned_columns,
-    one_blas_thread,
     random_columns,
     score_kind,
     summarize,
@@ -32,6 +29,7 @@ from crysxpp_mm.benchmarks.columns import (
 from crysxpp_mm.benchmarks.data import BenchmarkTable, load_tables
 from crysxpp_mm.benchmarks.properties import load_graphs
 from crysxpp_mm.benchmarks.report import RESULTS, markdown_table, versions, write_report
+from crysxpp_mm.benchmarks.simple_models import FOLDS, QUICK, one_blas_thread
 from crysxpp_mm.data.store import GraphStore
 from crysxpp_mm.errors import SettingsError
 from crysxpp_mm.losses import LossWeights

@@ -18,16 +18,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from pymatgen.core import Composition
 
-from crysxpp_mm.benchmarks.columns import (
-    RIDGE,
-    SVR,
-    TREES,
-    one_blas_thread,
-    predictions,
-    regressor_settings,
-    split,
-)
 from crysxpp_mm.benchmarks.properties import (
     PROPERTIES,
     SETTINGS_CHOSEN,
@@ -41,6 +33,16 @@ from crysxpp_mm.benchmarks.properties import (
 )
 from crysxpp_mm.benchmarks.report import RESULTS, markdown_table, versions, write_report
 from crysxpp_mm.benchmarks.runs import RunTable
+from crysxpp_mm.benchmarks.simple_models import (
+    RIDGE,
+    SVR,
+    TREES,
+    magpie_columns,
+    one_blas_thread,
+    predictions,
+    regressor_settings,
+    split,
+)
 from crysxpp_mm.elements import N_FEATURES
 from crysxpp_mm.errors import SettingsError
 from crysxpp_mm.estimators import CrysXPPRegressor
@@ -303,13 +305,7 @@ def fit_simple_model(
 
 def magpie_of_formulas(crystals: LabelledCrystals) -> NDArray[np.float64]:
     """Magpie features (matminer) of every formula, shape ``(n, 132)``."""
-    from matminer.featurizers.composition import ElementProperty
-    from pymatgen.core import Composition
-
-    magpie = ElementProperty.from_preset("magpie")
-    magpie.set_n_jobs(1)
-    formulas = [Composition(formula) for formula in crystals.table["formula"]]
-    return np.array(magpie.featurize_many(formulas, pbar=False), dtype=np.float64)
+    return magpie_columns(Composition(formula) for formula in crystals.table["formula"])
 
 
 def _learned(crystals: LabelledCrystals) -> NDArray[np.float32]:

@@ -24,6 +24,7 @@ from pymatgen.core import Lattice, Structure
 
 from crysxpp_mm.benchmarks.data import load_tables
 from crysxpp_mm.benchmarks.report import RESULTS, markdown_table, model_name, versions, write_report
+from crysxpp_mm.benchmarks.simple_models import magpie_featurizer
 from crysxpp_mm.graph.converter import CrystalGraphConverter
 from crysxpp_mm.graph.neighbors import nearest_neighbors
 
@@ -92,10 +93,7 @@ def measure_columns(
     Magpie is given compositions that are made already. ``featurize_many``, whose rows are lists of
     Python floats as matminer asks, is shown beside it.
     """
-    from matminer.featurizers.composition import ElementProperty
-
-    magpie = ElementProperty.from_preset("magpie")
-    magpie.set_n_jobs(1)
+    magpie = magpie_featurizer()
     compositions = [structure.composition for structure in structures]
     frame = pd.DataFrame({"structure": structures, "composition": compositions})
 

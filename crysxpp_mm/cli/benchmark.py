@@ -61,9 +61,11 @@ def columns(
     Example:
       crysxpp benchmark columns --data DATA --out benchmark-results
     """
+    from crysxpp_mm.benchmarks.column_choice import run_choice
     from crysxpp_mm.benchmarks.columns import run_columns
 
     run_columns(data, out=out, models=model or None, say=typer.echo)
+    run_choice(data, out=out, model=model[0] if model else None, say=typer.echo)
     typer.echo(f"Wrote to {out}.")
 
 

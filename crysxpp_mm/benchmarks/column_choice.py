@@ -1,0 +1,131 @@
+"""Which layers and which moments become the default columns of ``CrysAEFeaturizer``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from crysxpp_mm.benchmarks.columns import (
+    COMMAND,
+    FoldCache,
+    Kind,
+    first_rows,
+    score_kind,
+    summarize,
+    wide_table,
+)
+from crysxpp_mm.benchmarks.data import BenchmarkTable, load_tables
+from crysxpp_mm.benchmarks.report import RESULTS, markdown_table, model_name, versions, write_report
+from crysxpp_mm.benchmarks.simple_models import (
+    FOLDS,
+    QUICK,
+    candidates_in_words,
+    one_blas_thread,
+)
+
+CHOICES: Mapping[str, tuple[bool, tuple[str, ...]]] = {
+    f"{'all layers' if all_layers else 'last layer'}, {', '.join(moments)}": (all_layers, moments)
+    for all_layers in (False, True)
+    for moments in (("mean",), ("mean", "std"), ("mean", "std", "max"))
+}
+"""Layers (all, or the last) and moments that could be the default columns."""
+
+
+def run_choice(
+    root: str | Path | None = None,
+    *,
+    out: str | Path = RESULTS,
+    model: str | os.PathLike[str] | None = None,
+    say: Callable[[str], None] = print,
+    tables: Mapping[str, BenchmarkTable] | None = None,
+    rows: int | None = None,
+) -> pd.DataFrame:
+    """Measure which layers and which moments make the best default columns.
+
+    Ridge or SVR of a small grid, chosen on the training folds. Writes ``column_choice.csv`` and
+    ``column_choice.md``, and the errors fold by fold, from which a stopped run goes on.
+
+    Args:
+        root: The data root.
+        out: The folder of the results.
+        model: Name or path of the model; the default one without it.
+        say: Where the lines of text go.
+        tables: Tables that are loaded already, in place of ``root``.
+        rows: Only the first rows of every table, for a quick try.
+
+    Returns:
+        One row a target and choice, as in ``column_choice.csv``.
+
+    Raises:
+        DataError: The data are missing.
+        UnknownModelError: There is no such model.
+    """
+    from crysxpp_mm.featurizers import CrysAEFeaturizer
+    from crysxpp_mm.model_zoo import DEFAULT_MODEL
+
+    name = DEFAULT_MODEL if model is None else model
+    loaded = first_rows(load_tables(root) if tables is None else tables, rows)
+    featurizer = CrysAEFeaturizer(model=name, device="cpu")
+    labels = [label.split() for label in featurizer.feature_labels()]  # CrysAE L2 mean 17
+    last = max(label[1] for label in labels)
+    embedded = {
+        table.name: featurizer.structure_embeddings(table.structures) for table in loaded.values()
+    }
+    cache = FoldCache(Path(out) / "column_choice_folds.csv", QUICK, margin=np.inf)
+    with one_blas_thread():
+        for choice, (all_layers, moments) in CHOICES.items():
+            wanted = [
+                (all_layers or layer == last) and moment in moments
+                for _, layer, moment, _ in labels
+            ]
+            blocks = iter([block[:, wanted] for block in embedded.values()])
+            kind = Kind(name=choice, what="", embed=lambda _, blocks=blocks: next(blocks))  # type: ignore[misc]
+            score_kind(kind, loaded, cache, say)
+    summary = summarize(cache.finish()).drop(columns=["std_seeds", "trees"])
+    default = list(CHOICES)[-1]
+    wide = summary.pivot(index="target", columns="kind", values="mae")[list(CHOICES)]
+    relative = (wide.div(wide[default], axis=0)).mean()
+    shown = pd.concat(
+        [
+            wide_table(summary),
+            pd.DataFrame(
+                [
+                    {
+                        "target": f"mean ratio to {default}",
+                        **{choice: f"{relative[choice]:.3f}" for choice in CHOICES},
+                    }
+                ]
+            ),
+        ]
+    )
+    write_report(
+        out,
+        "column_choice",
+        tables={"column_choice": summary},
+        text="\n".join(
+            [
+                "# Which layers and which moments become the default columns",
+                "",
+                (
+                    f"Mean absolute error over {FOLDS} folds ± its standard deviation over the "
+                    f"folds, model {model_name(name)}; the least in bold."
+                ),
+                "",
+                markdown_table(shown),
+                "",
+                (
+                    f"Made by `{COMMAND}`: {candidates_in_words(QUICK)}, chosen on the training "
+                    "folds. Folds, seeds, tables and rows left out as in `columns.md`; the errors "
+                    "of every fold are in `column_choice_folds.csv`."
+                ),
+                "",
+                f"Versions: {versions()}.",
+                "",
+            ]
+        ),
+    )
+    return summary
