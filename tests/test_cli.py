@@ -394,6 +394,16 @@ def test_pretraining_without_held_out_crystals(table, tmp_path):
     assert "Reconstruction" not in out
 
 
+def test_pretraining_ends_when_its_minutes_are_over_and_goes_on(table, tmp_path):
+    settings = tmp_path / "longer.yaml"
+    longer = {**SETTINGS, "max_epochs": 3}
+    settings.write_text("\n".join(f"{k}: {v}" for k, v in longer.items()))
+    command = ("pretrain", table, "--config", settings, "--out", tmp_path / "run")
+    assert "\n1 epochs done" in run(*command, "--max-minutes", "1e-9").stdout
+    assert "\n3 epochs done" in run(*command).stdout
+    assert "must be positive" in fails(*command, "--max-minutes", "0")
+
+
 def test_pretraining_names_what_is_wrong(table, settings, tmp_path):
     out = ("--out", tmp_path / "run")
     settings.write_text('{"hidden": 3}')

@@ -77,6 +77,14 @@ def pretrain(
     description: Annotated[
         str, typer.Option(help="A line on the data, kept with the weights.")
     ] = "",
+    max_minutes: Annotated[
+        float | None,
+        typer.Option(
+            help="End after the first epoch that is finished later than so; the same command "
+            "goes on.  [default: no limit]",
+            show_default=False,
+        ),
+    ] = None,
     ignore_errors: Annotated[
         bool, typer.Option("--ignore-errors", help="Leave out crystals that have no graph.")
     ] = False,
@@ -114,6 +122,7 @@ def pretrain(
             accelerator=accelerator,
             devices=devices,
             num_workers=num_workers,
+            max_minutes=max_minutes,
         )
     results = model.metadata["results"]
     typer.echo(
