@@ -131,8 +131,8 @@ def _page(summary: pd.DataFrame, seeds: Sequence[int]) -> str:
                 f"`CrysXPPRegressor` with one setting changed, one network, {FRACTION:.0%} of the "
                 f"labels, splits and test sets of `small_data.md`, seeds "
                 f"{', '.join(map(str, seeds))}: mean ± standard deviation over the seeds. "
-                f"{PRETRAINED!r} are the defaults (sparsity 0.001, all layers, the mean of the "
-                "atoms, the encoder at the full rate)."
+                f"{PRETRAINED!r} are the defaults (sparsity 0.001, all layers, the mean over the "
+                "sites of a hidden layer, the encoder at the full rate)."
             ),
             "",
             markdown_table(shown),
