@@ -51,8 +51,8 @@ setup(
         "matminer>=0.10",
         "matplotlib>=3.8",
         "monty>=2026.7",
-        # Compiles the loops over bonds; without it everything works, and networks take about
-        # twice the time. It follows a new Python by months.
+        # Compiles the loops over bonds; without it everything works, more slowly. It follows a
+        # new Python by months.
         "numba>=0.61; python_version < '3.15'",
         "numpy>=1.26",
         "pandas>=2.2",

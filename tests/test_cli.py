@@ -470,7 +470,10 @@ def test_demo_is_run(monkeypatch, tmp_path):
         ("speed", {"speed.run_speed": {"model": "m"}}),
         (
             "columns",
-            {"columns.run_columns": {"models": ["m"]}, "column_choice.run_choice": {"model": "m"}},
+            {
+                "columns.run_columns": {"models": ["m"], "tables": {}},
+                "column_choice.run_choice": {"model": "m", "tables": {}},
+            },
         ),
     ],
 )
@@ -481,10 +484,11 @@ def test_benchmarks_are_run(monkeypatch, tmp_path, name, runs):
             f"crysxpp_mm.benchmarks.{path}",
             lambda *a, path=path, **k: calls.append((path, a, k)),
         )
+    monkeypatch.setattr("crysxpp_mm.benchmarks.data.load_tables", lambda *_: {})
     run("benchmark", name, "--data", tmp_path, "--out", tmp_path / "out", "--model", "m")
     assert [path for path, _, _ in calls] == list(runs)
     for path, arguments, options in calls:
-        assert arguments == (tmp_path,)
+        assert "tables" in options or arguments == (tmp_path,)
         assert options["out"] == tmp_path / "out"
         assert options.items() >= runs[path].items()
 

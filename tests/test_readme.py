@@ -41,6 +41,8 @@ def test_code_runs(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     try:
         for _, block in PYTHON:
             exec(compile(textwrap.dedent(block), "README.md", "exec"), names)
+        last = textwrap.dedent(PYTHON[-1][1]).splitlines()[-1]
+        assert "CrysAE L3 mean 0" in eval(last, names).compute(scheduler="synchronous")
     finally:
         dask.config.set({"dataframe.convert-string": before})
     assert (here / "m.json.gz").exists()

@@ -16,7 +16,7 @@ from crysxpp_mm.benchmarks.columns import (
     first_rows,
     score_kind,
     summarize,
-    wide_table,
+    table_with_ratios,
 )
 from crysxpp_mm.benchmarks.data import BenchmarkTable, load_tables
 from crysxpp_mm.benchmarks.report import RESULTS, markdown_table, model_name, versions, write_report
@@ -86,22 +86,6 @@ def run_choice(
             kind = Kind(name=choice, what="", embed=lambda _, blocks=blocks: next(blocks))  # type: ignore[misc]
             score_kind(kind, loaded, cache, say)
     summary = summarize(cache.finish()).drop(columns=["std_seeds", "trees"])
-    default = list(CHOICES)[-1]
-    wide = summary.pivot(index="target", columns="kind", values="mae")[list(CHOICES)]
-    relative = (wide.div(wide[default], axis=0)).mean()
-    shown = pd.concat(
-        [
-            wide_table(summary),
-            pd.DataFrame(
-                [
-                    {
-                        "target": f"mean ratio to {default}",
-                        **{choice: f"{relative[choice]:.3f}" for choice in CHOICES},
-                    }
-                ]
-            ),
-        ]
-    )
     write_report(
         out,
         "column_choice",
@@ -115,7 +99,7 @@ def run_choice(
                     f"folds, model {model_name(name)}; the least in bold."
                 ),
                 "",
-                markdown_table(shown),
+                markdown_table(table_with_ratios(summary, list(CHOICES)[-1])),
                 "",
                 (
                     f"Made by `{COMMAND}`: {candidates_in_words(QUICK)}, chosen on the training "

@@ -186,6 +186,7 @@ def run_columns(
     say: Callable[[str], None] = print,
     seeds: Sequence[int] = RANDOM_SEEDS,
     candidates: Sequence[Candidate] = ALL,
+    tables: Mapping[str, BenchmarkTable] | None = None,
     rows: int | None = None,
 ) -> pd.DataFrame:
     """Compare kinds of columns and write the tables; some twenty minutes.
@@ -202,6 +203,7 @@ def run_columns(
         say: Where the lines of text go.
         seeds: Seeds of the networks with random weights.
         candidates: Regressors to choose from, the same for every kind of columns.
+        tables: Tables that are loaded already, in place of those of ``root``.
         rows: Only the first rows of every table, for a quick try; all for results that count.
 
     Returns:
@@ -217,7 +219,7 @@ def run_columns(
             raise SettingsError(f"{name} must not be empty.")
     started = time.monotonic()
     chosen = shipped_models() if models is None else list(models)
-    tables = first_rows(load_tables(root), rows)
+    tables = first_rows(load_tables(root) if tables is None else tables, rows)
     calibration = tables["mp2000"].structures[:CALIBRATION_CRYSTALS]
     kinds = column_kinds(data_root(root), chosen, seeds, calibration)
     cache = FoldCache(Path(out) / "columns_folds.csv", candidates)
@@ -461,6 +463,15 @@ def wide_table(summary: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def table_with_ratios(summary: pd.DataFrame, ours: str) -> pd.DataFrame:
+    """``wide_table``, and below it the errors as multiples of those of ``ours``, mean of all."""
+    kinds = list(summary["kind"].unique())
+    wide = summary.pivot(index="target", columns="kind", values="mae")
+    ratios = wide.div(wide[ours], axis=0).mean()
+    last = {"target": f"mean ratio to {ours}", **{kind: f"{ratios[kind]:.3f}" for kind in kinds}}
+    return pd.concat([wide_table(summary), pd.DataFrame([last])])
+
+
 def _page(
     summary: pd.DataFrame,
     differences: pd.DataFrame,
@@ -505,7 +516,7 @@ def _page(
                 f"{FOLDS} folds ± its standard deviation over the folds; the least in bold."
             ),
             "",
-            markdown_table(wide_table(summary)),
+            markdown_table(table_with_ratios(summary, kinds[0].name)),
             "",
             *(f"- **{name}** ({widths[name]} columns): {what[name]}." for name in names),
             "",

@@ -24,7 +24,7 @@ from crysxpp_mm.benchmarks.columns import (
     random_columns,
     score_kind,
     summarize,
-    wide_table,
+    table_with_ratios,
 )
 from crysxpp_mm.benchmarks.data import BenchmarkTable, load_tables
 from crysxpp_mm.benchmarks.properties import load_graphs
@@ -134,21 +134,7 @@ def run_pretraining(
             score_kind(kind, tables, cache, say)
     summary = summarize(cache.finish()).drop(columns=["std_seeds", "trees"])
     kinds = [*names, RANDOM]
-    wide = summary.pivot(index="target", columns="kind", values="mae")[kinds]
-    ratio = wide.div(wide[names[0]], axis=0).mean()
-    shown = pd.concat(
-        [
-            wide_table(summary)[["target", "unit", "rows", *kinds]],
-            pd.DataFrame(
-                [
-                    {
-                        "target": f"mean ratio to {names[0]}",
-                        **{kind: f"{ratio[kind]:.3f}" for kind in kinds},
-                    }
-                ]
-            ),
-        ]
-    )
+    shown = table_with_ratios(summary, names[0])[["target", "unit", "rows", *kinds]]
     write_report(
         out,
         "pretraining",

@@ -100,6 +100,10 @@ WHAT = {
 }
 CANDIDATES = {COLUMNS: RIDGE[1::2] + SVR[4:16], MAGPIE: RIDGE[1::2] + TREES}
 
+DIFFERENCES = (
+    "With pretraining minus {others}, seed by seed; a verdict where the mean difference exceeds "
+    "its standard deviation over the seeds:"
+)
 COMMAND = "crysxpp benchmark small-data"
 RUNS = "small_data_runs.csv"
 
@@ -457,10 +461,9 @@ def _finished(
     n_members: int,
 ) -> list[dict[str, Any]]:
     """The results of all methods on one split; none where one of them is missing."""
-    found = [
-        benchmark.found(make_run(name, fraction, seed, method, n_members)) for method in methods
-    ]
-    return [row for row in found if row] if all(found) else []
+    runs = [make_run(name, fraction, seed, method, n_members) for method in methods]
+    rows = [row for run in runs if (row := benchmark.found(run))]
+    return rows if len(rows) == len(runs) else []
 
 
 def make_run(name: str, fraction: float, seed: int, method: str, n_members: int) -> Run:
@@ -615,22 +618,7 @@ def _page(
     lines = ["# Properties from a fifth of the labels", "", _how(counted), ""]
     lines += [markdown_table(table), "", *_what(summary), ""]
     if len(differences):
-        shown = differences.assign(
-            difference=[
-                f"{mean:+.3g} ± {std:.1g}"
-                for mean, std in zip(differences["difference"], differences["std"], strict=True)
-            ],
-            relative=[f"{value:+.1%}" for value in differences["relative"]],
-        ).drop(columns="std")
-        lines += [
-            (
-                "With pretraining minus the others, seed by seed; a verdict where the mean "
-                "difference exceeds its standard deviation over the seeds:"
-            ),
-            "",
-            markdown_table(shown),
-            "",
-        ]
+        lines += [DIFFERENCES.format(others="the others"), "", _differences_table(differences), ""]
     cells = summary.dropna(subset=["mae_per_cell"])
     if len(cells):
         lines += ["The magnetic moment is learned per site; errors per cell, Bohr magneton:", ""]
@@ -638,6 +626,18 @@ def _page(
     lines += [f"Made by `{COMMAND}`; every run is in `{RUNS}`.", ""]
     lines += [f"Versions: {versions()}.", ""]
     return "\n".join(lines)
+
+
+def _differences_table(differences: pd.DataFrame) -> str:
+    """What ``compare`` gave, in Markdown."""
+    shown = differences.assign(
+        difference=[
+            f"{mean:+.3g}" + ("" if np.isnan(std) else f" ± {std:.1g}")
+            for mean, std in zip(differences["difference"], differences["std"], strict=True)
+        ],
+        relative=[f"{value:+.1%}" for value in differences["relative"]],
+    )
+    return markdown_table(shown.drop(columns="std"))
 
 
 def _pivot(summary: pd.DataFrame, value: str) -> pd.DataFrame:
@@ -655,6 +655,16 @@ def _curves_page(summary: pd.DataFrame, results: pd.DataFrame) -> str:
             for key in zip(summary["property"], summary["fraction"], strict=True)
         ],
     )
+    differences = pd.concat(
+        compare(part).assign(share=f"{fraction:.0%}")
+        for (_, fraction), part in results.groupby(["property", "fraction"], sort=False)
+    )
+    lines = []
+    if len(differences):
+        lines = [DIFFERENCES.format(others="without"), ""]
+        shown_columns = ["property", "share", "difference", "std", "relative", "verdict"]
+        of_pretraining = differences["compared with"] == UNTRAINED
+        lines += [_differences_table(differences.loc[of_pretraining, shown_columns]), ""]
     return "\n".join(
         [
             "# Error against the number of labels",
@@ -665,6 +675,7 @@ def _curves_page(summary: pd.DataFrame, results: pd.DataFrame) -> str:
             "",
             "![error against labels](label_curves.png)",
             "",
+            *lines,
             *_what(summary),
             "",
             f"Made by `{COMMAND} --curves`; every run is in `{RUNS}`.",

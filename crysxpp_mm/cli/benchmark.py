@@ -63,9 +63,11 @@ def columns(
     """
     from crysxpp_mm.benchmarks.column_choice import run_choice
     from crysxpp_mm.benchmarks.columns import run_columns
+    from crysxpp_mm.benchmarks.data import load_tables
 
-    run_columns(data, out=out, models=model or None, say=typer.echo)
-    run_choice(data, out=out, model=model[0] if model else None, say=typer.echo)
+    tables = load_tables(data)
+    run_columns(data, out=out, models=model or None, say=typer.echo, tables=tables)
+    run_choice(out=out, model=model[0] if model else None, say=typer.echo, tables=tables)
     typer.echo(f"Wrote to {out}.")
 
 

@@ -42,7 +42,7 @@ def compiled_kernels() -> ModuleType | None:
         from crysxpp_mm.layers import kernels
     except ImportError as error:  # it is absent, or does not know this Python or numpy yet
         warnings.warn(
-            f"numba cannot be used; networks take about twice as long without it: {error}",
+            f"numba cannot be used; networks take longer without it: {error}",
             stacklevel=2,
         )
         return None
