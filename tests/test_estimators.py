@@ -19,10 +19,12 @@ from monty.json import jsanitize
 from monty.serialization import dumpfn, loadfn
 from salts import CLASSES, SALTS, TINY, Y, classifier, regressor
 from sklearn.base import clone, is_classifier, is_regressor
+from sklearn.ensemble import VotingRegressor
 from sklearn.exceptions import NotFittedError
+from sklearn.linear_model import Ridge
 from sklearn.model_selection import GridSearchCV, GroupKFold, cross_val_predict, cross_val_score
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import FunctionTransformer
+from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from sklearn.utils.validation import check_is_fitted
 
 import crysxpp_mm
@@ -236,6 +238,14 @@ def test_pipeline():
     model = make_pipeline(FunctionTransformer(), regressor())
     series = pd.Series(SALTS)
     assert model.fit(series, Y).predict(series).shape == (16,)
+
+
+def test_mean_with_a_model_on_columns():
+    columns = make_pipeline(CrysAEFeaturizer(), StandardScaler(), Ridge())
+    model = VotingRegressor([("network", regressor()), ("columns", columns)]).fit(SALTS, Y)
+    parts = [part.predict(SALTS) for part in model.estimators_]
+    np.testing.assert_allclose(model.predict(SALTS), np.mean(parts, axis=0))
+    assert not np.allclose(*parts)
 
 
 class PassOn(BaseFeaturizer):

@@ -35,7 +35,9 @@ from crysxpp_mm.benchmarks.properties import (
     load_properties,
 )
 from crysxpp_mm.benchmarks.small_data import (
+    COLUMNS,
     METHODS,
+    MIXED,
     NETWORKS,
     PRETRAINED,
     SINGLE,
@@ -173,17 +175,21 @@ def test_small_data_writes_every_method_and_goes_on(
         n_members=2,
         say=said.append,
     )
-    shown = [PRETRAINED, SINGLE, *METHODS[1:]]
+    shown = [PRETRAINED, SINGLE, MIXED, *METHODS[1:]]
     assert list(summary["method"]) == shown * 2
-    assert list(summary["n_members"][:5]) == [2, 1, 1, 0, 0]
+    assert list(summary["n_members"][:6]) == [2, 1, 2, 1, 0, 0]
     assert (summary["n_seeds"] == 2).all()
     assert np.isfinite(summary["mae"]).all()
-    networks = summary[summary["n_members"] == 2]
+    errors = summary.pivot(index="property", columns="method", values="mae")
     # The error of a mean is never above the mean of the errors.
-    assert (networks["mae"] <= networks["mae_one_network"] + 1e-9).all()
-    alone = summary[summary["method"] == SINGLE]
-    assert_allclose(alone["mae"], networks["mae_one_network"])
-    cells = summary[(summary["property"] == "magnetic moment") & (summary["method"] != SINGLE)]
+    assert (errors[PRETRAINED] <= errors[SINGLE] + 1e-9).all()
+    assert (2 * errors[MIXED] <= errors[PRETRAINED] + errors[COLUMNS] + 1e-9).all()
+    assert (errors[MIXED] != errors[PRETRAINED]).all()
+    networks = summary[summary["method"] == PRETRAINED]
+    assert_allclose(summary.loc[summary["method"] == SINGLE, "mae"], networks["mae_one_network"])
+    cells = summary[
+        (summary["property"] == "magnetic moment") & ~summary["method"].isin([SINGLE, MIXED])
+    ]
     assert_allclose(cells["mae_per_cell"], 8 * cells["mae"])
     page = (tmp_path / "small_data.md").read_text()
     for text in (*shown, "aim", "0.072", "per cell", "one by one", "verdict"):
@@ -200,25 +206,25 @@ def test_small_data_writes_every_method_and_goes_on(
         say=said.append,
     )
     assert len(said) == before + 1  # nothing was computed again
-    assert_allclose(again["mae"], summary["mae"][:5])
+    assert_allclose(again["mae"], summary["mae"][:6])
 
 
-def test_properties_have_as_many_networks_as_they_say(
+def test_one_network_stands_for_itself(
     crystals: LabelledCrystals, quick: None, tmp_path: Path
 ) -> None:
     summary = run_small_data(
         crystals=crystals,
         out=tmp_path,
-        properties=["magnetic moment", "bulk modulus"],
+        properties=["bulk modulus"],
         seeds=(0,),
+        n_members=1,
         methods=(PRETRAINED, UNTRAINED),
         say=lambda _: None,
     )
-    ours = summary[summary["method"] == PRETRAINED].set_index("property")["n_members"]
-    assert ours.to_dict() == {"magnetic moment": 1, "bulk modulus": 3}
+    assert list(summary["method"]) == [PRETRAINED, UNTRAINED]
     page = (tmp_path / "small_data.md").read_text()
-    assert f"| labels | networks | {PRETRAINED} | {SINGLE} | {UNTRAINED} | aim |" in page
-    assert "as many networks as the table says" in page
+    assert f"| labels | {PRETRAINED} | {UNTRAINED} | aim |" in page
+    assert "default settings and 1 network." in page
 
 
 def test_a_result_depends_on_its_labels(

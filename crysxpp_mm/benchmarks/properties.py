@@ -50,8 +50,6 @@ class Property:
         per_site: Whether the column is of the whole cell, and is divided by the sites to learn it.
         error_unit: Unit of the errors, which are those of what is learned.
         aim: Error at 20 % of the labels that the project aims for; None where it names none.
-        n_members: Networks of an ensemble where a fifth of the labels is learned from; one where
-            so many labels make a network costly.
     """
 
     name: str
@@ -61,7 +59,6 @@ class Property:
     per_site: bool = False
     error_unit: str
     aim: float | None = None
-    n_members: int = 3
 
     def learned(self, labels: NDArray[np.float64]) -> NDArray[np.float64]:
         """What errors are measured on: the decimal logarithm where that is learned."""
@@ -85,9 +82,8 @@ PROPERTIES = (
         unit="eV/atom",
         error_unit="eV/atom",
         aim=0.055,
-        n_members=1,
     ),
-    Property(name="band gap", column="band_gap", unit="eV", error_unit="eV", aim=0.34, n_members=1),
+    Property(name="band gap", column="band_gap", unit="eV", error_unit="eV", aim=0.34),
     Property(name="Fermi energy", column="fermi_energy", unit="eV", error_unit="eV", aim=0.46),
     Property(
         name="magnetic moment",
@@ -95,7 +91,6 @@ PROPERTIES = (
         unit="Bohr magneton",
         per_site=True,
         error_unit="Bohr magneton/site",
-        n_members=1,
     ),
     Property(
         name="bulk modulus",

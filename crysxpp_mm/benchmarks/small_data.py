@@ -34,6 +34,7 @@ from crysxpp_mm.benchmarks.properties import (
 from crysxpp_mm.benchmarks.report import RESULTS, markdown_table, versions, write_report
 from crysxpp_mm.benchmarks.runs import RunTable
 from crysxpp_mm.benchmarks.simple_models import (
+    N_TREES,
     RIDGE,
     SVR,
     TREES,
@@ -57,6 +58,8 @@ Values = NDArray[np.float64]
 FRACTION = 0.2
 """Share of the labels of the table, as in the paper."""
 SEEDS = (0, 1, 2)
+N_MEMBERS = 3
+"""Networks of an ensemble."""
 CURVE_FRACTIONS = (0.01, 0.05, 0.2, 0.4, 0.6, 0.8)
 CURVE_PROPERTIES = ("formation energy", "bulk modulus")
 INNER_FOLDS = 3
@@ -67,6 +70,8 @@ INNER_ROWS = 3000
 PRETRAINED, UNTRAINED = "CrysXPP", "CrysXPP without pretraining"
 SINGLE = "CrysXPP, one network"
 """The mean error of the networks of an ensemble, each alone."""
+MIXED = "CrysXPP and columns"
+"""The mean of two predictions, of an ensemble and of the simple model of ``COLUMNS``."""
 COLUMNS, MAGPIE = "CrysAE columns", "Magpie"
 METHODS = (PRETRAINED, UNTRAINED, COLUMNS, MAGPIE)
 NETWORKS: Mapping[str, Mapping[str, Any]] = {
@@ -88,6 +93,7 @@ NETWORKS: Mapping[str, Mapping[str, Any]] = {
 WHAT = {
     PRETRAINED: "`CrysXPPRegressor` with its default settings and {n_members}",
     SINGLE: "the networks of an ensemble one by one, their mean error",
+    MIXED: "the mean of what CrysXPP and the model of CrysAE columns predict",
     UNTRAINED: "one network with `pretrained=None`: a CGCNN with a feature selector",
     COLUMNS: (
         "the default columns of `CrysAEFeaturizer` with the better of ridge and SVR, chosen by "
@@ -209,6 +215,11 @@ class Benchmark:
         alone = [network.predict(graphs)[:, 0].numpy() for network in estimator.members_]
         single = [np.abs(learned - item.learned(labels[test])).mean() for learned in alone]
         shutil.rmtree(checkpoints, ignore_errors=True)
+        mixed = np.nan
+        if run.method == PRETRAINED and run.n_members > 1:
+            other = self._simple_prediction(COLUMNS, run, item, labels, train, test)[0]
+            mean = (item.learned(predicted) + item.learned(other)) / 2
+            mixed = float(np.abs(mean - item.learned(labels[test])).mean())
         selected = "no selector"
         if estimator.selector:
             off = [(network.selector.weight == 0).sum() for network in estimator.members_]
@@ -216,6 +227,7 @@ class Benchmark:
         return {
             **self._errors(item, predicted, labels, test),
             "mae_one_network": float(np.mean(single)),
+            "mae_with_columns": mixed,
             "settings": selected,
         }
 
@@ -223,19 +235,25 @@ class Benchmark:
         self, run: Run, item: Property, labels: Values, train: Rows, test: Rows
     ) -> dict[str, Any]:
         """Choose a simple model on the training rows, fit it on them and test it."""
-        predicted, settings = fit_simple_model(
-            self._columns_of(run.method),
-            item,
-            labels,
-            Split(train, test),
-            method=run.method,
-            seed=run.seed,
-        )
+        predicted, settings = self._simple_prediction(run.method, run, item, labels, train, test)
         return {
             **self._errors(item, predicted, labels, test),
             "mae_one_network": np.nan,
+            "mae_with_columns": np.nan,
             "settings": settings,
         }
+
+    def _simple_prediction(
+        self, method: str, run: Run, item: Property, labels: Values, train: Rows, test: Rows
+    ) -> tuple[Values, str]:
+        return fit_simple_model(
+            self._columns_of(method),
+            item,
+            labels,
+            Split(train, test),
+            method=method,
+            seed=run.seed,
+        )
 
     def _errors(
         self, item: Property, predicted: Values, labels: Values, test: Rows
@@ -303,8 +321,9 @@ def fit_simple_model(
     guess = predictions([chosen], x, y, columns[rows.test].astype(np.float64), seed=seed)[0]
     predicted = np.asarray(10.0**guess) if item.transform == "log10" else guess
     found = regressor_settings(chosen)
-    kind = "extra" if found["chosen"] == "trees" else found["chosen"]
-    return predicted, f"{kind} {found['settings']}"
+    if found["chosen"] == "trees":
+        return predicted, f"{N_TREES} extra trees"
+    return predicted, f"{found['chosen']} {found['settings']}"
 
 
 def magpie_of_formulas(crystals: LabelledCrystals) -> NDArray[np.float64]:
@@ -332,7 +351,7 @@ def run_small_data(
     out: str | Path = RESULTS,
     properties: Sequence[str] | None = None,
     seeds: Sequence[int] = SEEDS,
-    n_members: int | None = None,
+    n_members: int = N_MEMBERS,
     methods: Sequence[str] = METHODS,
     say: Callable[[str], None] = print,
     crystals: LabelledCrystals | None = None,
@@ -348,7 +367,7 @@ def run_small_data(
         out: The folder of the results.
         properties: Names of the properties; all seven without it.
         seeds: Seeds of the splits.
-        n_members: Networks of an ensemble; what ``PROPERTIES`` says if None.
+        n_members: Networks of an ensemble.
         methods: What is compared.
         say: Where the lines of text go.
         crystals: The crystals, if they are in memory.
@@ -361,17 +380,17 @@ def run_small_data(
         SettingsError: there is no method of a name, no seed, or no network.
     """
     chosen = [find_property(name) for name in properties or [item.name for item in PROPERTIES]]
-    _check(seeds, 1 if n_members is None else n_members, methods)
+    _check(seeds, n_members, methods)
     benchmark = Benchmark(crystals or load_properties(root, graphs=graphs), out=out, say=say)
     results = benchmark.results(
         [
-            make_run(item.name, FRACTION, seed, method, n_members or item.n_members)
+            make_run(item.name, FRACTION, seed, method, n_members)
             for item in chosen
             for seed in seeds
             for method in methods
         ]
     )
-    results = add_single_networks(results)
+    results = with_derived(results)
     summary = summarize(results)
     write_report(
         out,
@@ -519,12 +538,18 @@ def summarize(results: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def add_single_networks(results: pd.DataFrame) -> pd.DataFrame:
-    """The results, and behind those of an ensemble of several networks those of one of them."""
-    alone = results[results["n_members"] > 1].assign(
-        method=SINGLE, n_members=1, mae=lambda df: df["mae_one_network"], mae_per_cell=np.nan
+def with_derived(results: pd.DataFrame) -> pd.DataFrame:
+    """The results, and behind those of an ensemble what was derived from its predictions.
+
+    These are the mean error of one of its networks, and the error of the mean of its prediction
+    and of that of a model on columns, where it was computed.
+    """
+    ensembles = results[results["n_members"] > 1].assign(mae_per_cell=np.nan)
+    alone = ensembles.assign(method=SINGLE, n_members=1, mae=ensembles["mae_one_network"])
+    mixed = ensembles.assign(method=MIXED, mae=ensembles["mae_with_columns"])
+    return pd.concat([results, alone, mixed.dropna(subset=["mae"])]).sort_index(
+        kind="stable", ignore_index=True
     )
-    return pd.concat([results, alone]).sort_index(kind="stable", ignore_index=True)
 
 
 def compare(results: pd.DataFrame) -> pd.DataFrame:
@@ -584,10 +609,8 @@ def errors_by_method(summary: pd.DataFrame, index: list[str]) -> pd.DataFrame:
 
 def _what(summary: pd.DataFrame) -> Iterator[str]:
     """A line of text for each method."""
-    counts = summary.loc[summary["method"] == PRETRAINED, "n_members"].unique()
-    networks = "as many networks as the table says" if len(counts) > 1 else "1 network"
-    if len(counts) == 1 and counts[0] > 1:
-        networks = f"{counts[0]} networks"
+    n_members = summary.loc[summary["method"] == PRETRAINED, "n_members"].max()
+    networks = "1 network" if n_members == 1 else f"{n_members} networks"
     for method in summary["method"].unique():
         yield f"- {method}: {WHAT[method].format(n_members=networks)}."
 
@@ -607,11 +630,6 @@ def _page(
     seeds: Sequence[int],
 ) -> str:
     table = errors_by_method(summary, ["property", "unit"])
-    if SINGLE in table:  # beside the ensembles, also where the first property has none
-        table.insert(table.columns.tolist().index(PRETRAINED) + 1, SINGLE, table.pop(SINGLE))
-    ours = summary[summary["method"] == PRETRAINED].set_index("property")["n_members"]
-    if ours.nunique() > 1:
-        table.insert(3, "networks", table["property"].map(ours))
     aims = {item.name: item.aim for item in PROPERTIES}
     table["aim"] = [aims[name] if aims[name] is not None else "" for name in table["property"]]
     counted = f"{len(seeds)} seeds ({', '.join(map(str, seeds))})"

@@ -89,7 +89,7 @@ def small_data(
         int | None,
         typer.Option(
             min=1,
-            help="Networks of an ensemble.  [default: three, of some properties one]",
+            help="Networks of an ensemble.  [default: 3; of curves 1]",
             show_default=False,
         ),
     ] = None,
@@ -109,6 +109,7 @@ def small_data(
     """
     from crysxpp_mm.benchmarks.small_data import (
         CURVE_PROPERTIES,
+        N_MEMBERS,
         run_label_curves,
         run_small_data,
     )
@@ -130,7 +131,7 @@ def small_data(
             out=out,
             properties=properties,
             seeds=range(seeds),
-            n_members=n_members,
+            n_members=n_members or N_MEMBERS,
             say=typer.echo,
         )
 
