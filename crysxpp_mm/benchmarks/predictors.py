@@ -365,8 +365,6 @@ def _table(predictors: Sequence[Predictor], folder: Path) -> pd.DataFrame:
                 "n_learned": sum(s["n_train"] + s["n_validation"] for s in model.history_),
                 "n_test": facts["n_test"],
                 "n_members": len(model.members_),
-                "max_epochs": model.max_epochs,
-                "pooled": model.pooled,
                 "unit": "" if predictor.classify else model.units_[0],
                 **result,
                 "aim": predictor.aim,
@@ -384,8 +382,7 @@ def _page(table: pd.DataFrame) -> str:
             (
                 "One split for each: 80 % of the labelled crystals are learned from, 10 % choose "
                 "the epoch, 10 % are the test. `mae` is in the unit of the label; the aims of the "
-                "moduli are for `mae_log10`. Models with `pooled` embeddings are of an earlier "
-                "form of the command."
+                "moduli are for `mae_log10`."
             ),
             "",
             markdown_table(table),
