@@ -225,6 +225,12 @@ def test_explanation_plot(fitted):
     assert {"2", "4", "16"} <= texts  # groups of Sr, Ti and O
     draw(axes)
     draw(plot_explanation(fitted.explain(MATERIALS[6])))
+    weights = fitted.explain(MATERIALS[1])
+    weights.iloc[:] = 0.3
+    weights.iloc[0, 0] = -1e-4
+    low, high = plot_explanation(weights).get_ylim()
+    assert -0.03 < low < -1e-4
+    assert high > 0.36  # room for the bins above the bars
     with pytest.raises(DataError, match="explain"):
         plot_explanation(pd.DataFrame({"a": [1]}))
 

@@ -175,7 +175,10 @@ def plot_explanation(explanation: pd.DataFrame, *, axes: Axes | None = None) -> 
     axes.set_xlim(-0.5, len(known) - 0.5)
     axes.axhline(0, color="#333333", linewidth=0.8)
     axes.set_ylabel("weight of the selector (no unit)")
-    axes.margins(y=0.28)
+    drawn = np.nan_to_num(explanation.to_numpy(dtype=float))
+    low, high = min(drawn.min(), 0.0), max(drawn.max(), 0.0)
+    span = high - low or 1.0
+    axes.set_ylim(low - 0.04 * span if low < 0 else 0.0, high + 0.28 * span)  # bins stand above
     axes.set_title(
         "at each bar: the bin of the element's value; grey: switched off",
         loc="left",
