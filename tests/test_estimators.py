@@ -649,18 +649,6 @@ def _rehash(document):
     document["sha256"] = document_hash(plain)
 
 
-def test_a_file_of_before_there_was_a_choice_of_what_is_pooled():
-    model = regressor(pooled="embeddings").fit(SALTS, Y)
-    document = model.as_dict()
-    del document["settings"]["pooled"]
-    for member in document["state"]["members"]:
-        del member["settings"]["pooled"]
-    _rehash(document)
-    again = CrysXPPRegressor.from_dict(document)
-    assert again.pooled == "embeddings"
-    assert np.array_equal(again.predict(SALTS), model.predict(SALTS))
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [

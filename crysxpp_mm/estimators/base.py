@@ -58,9 +58,6 @@ from crysxpp_mm.version import __version__
 if TYPE_CHECKING:
     from crysxpp_mm.explain import Contributions
 
-_EARLIER = {"pooled": "embeddings"}
-"""Settings that the first model files lack, with the values that those models had."""
-
 ReadLabels = Callable[[Any, Crystals], tuple[NDArray[np.bool_], Any]]
 """Which rows have a label, and all labels in a form that ``_problem`` takes."""
 
@@ -780,7 +777,7 @@ class CrysXPPEstimator(BaseEstimator, SavedDocument):  # type: ignore[misc]
         if document_hash(content) != content["sha256"]:
             raise ModelFileError("the model does not match its sha256; the file is damaged.")
         expected = set(cls._get_param_names())
-        settings = {**_EARLIER, **content["settings"]}
+        settings = content["settings"]
         if set(settings) != expected:
             wrong = sorted(set(settings) ^ expected)
             raise ModelFileError(f"the settings lack or do not know {', '.join(wrong)}.")
