@@ -148,7 +148,8 @@ class Benchmark:
         self.crystals = crystals
         self.out = Path(out)
         self.say = say
-        self.runs = RunTable(self.out / RUNS, columns=[field.name for field in fields(Run)])
+        columns = [*(field.name for field in fields(Run)), "mae_with_columns"]
+        self.runs = RunTable(self.out / RUNS, columns=columns)
         self._columns: dict[str, NDArray[np.floating]] = {}
 
     def result(self, run: Run) -> dict[str, Any]:
