@@ -19,12 +19,13 @@ from monty.json import jsanitize
 from monty.serialization import dumpfn, loadfn
 from salts import CLASSES, SALTS, TINY, Y, classifier, regressor
 from sklearn.base import clone, is_classifier, is_regressor
+from sklearn.compose import TransformedTargetRegressor
 from sklearn.ensemble import VotingRegressor
 from sklearn.exceptions import NotFittedError
-from sklearn.linear_model import Ridge
 from sklearn.model_selection import GridSearchCV, GroupKFold, cross_val_predict, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
+from sklearn.svm import SVR
 from sklearn.utils.validation import check_is_fitted
 
 import crysxpp_mm
@@ -241,7 +242,8 @@ def test_pipeline():
 
 
 def test_mean_with_a_model_on_columns():
-    columns = make_pipeline(CrysAEFeaturizer(), StandardScaler(), Ridge())
+    svr = TransformedTargetRegressor(SVR(), transformer=StandardScaler())
+    columns = make_pipeline(CrysAEFeaturizer(), StandardScaler(), svr)
     model = VotingRegressor([("network", regressor()), ("columns", columns)]).fit(SALTS, Y)
     parts = [part.predict(SALTS) for part in model.estimators_]
     np.testing.assert_allclose(model.predict(SALTS), np.mean(parts, axis=0))

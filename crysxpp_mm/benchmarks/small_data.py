@@ -11,7 +11,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +151,7 @@ class Benchmark:
         columns = [*(field.name for field in fields(Run)), "mae_with_columns"]
         self.runs = RunTable(self.out / RUNS, columns=columns)
         self._columns: dict[str, NDArray[np.floating]] = {}
+        self._simple: dict[Run, tuple[Values, str]] = {}
 
     def result(self, run: Run) -> dict[str, Any]:
         """What a run gave; trained and tested now if it was not yet."""
@@ -161,7 +162,7 @@ class Benchmark:
         scores = (
             self._network(run, item, labels, rows.train, rows.test, key)
             if run.n_members
-            else self._simple_model(run, item, labels, rows.train, rows.test)
+            else self._simple_model(run, item, labels, rows.test)
         )
         row = {
             **asdict(run),
@@ -218,7 +219,7 @@ class Benchmark:
         shutil.rmtree(checkpoints, ignore_errors=True)
         mixed = np.nan
         if run.method == PRETRAINED and run.n_members > 1:
-            other = self._simple_prediction(COLUMNS, run, item, labels, train, test)[0]
+            other = self._simple_prediction(replace(run, method=COLUMNS, n_members=0))[0]
             mean = (item.learned(predicted) + item.learned(other)) / 2
             mixed = float(np.abs(mean - item.learned(labels[test])).mean())
         selected = "no selector"
@@ -232,11 +233,9 @@ class Benchmark:
             "settings": selected,
         }
 
-    def _simple_model(
-        self, run: Run, item: Property, labels: Values, train: Rows, test: Rows
-    ) -> dict[str, Any]:
+    def _simple_model(self, run: Run, item: Property, labels: Values, test: Rows) -> dict[str, Any]:
         """Choose a simple model on the training rows, fit it on them and test it."""
-        predicted, settings = self._simple_prediction(run.method, run, item, labels, train, test)
+        predicted, settings = self._simple_prediction(run)
         return {
             **self._errors(item, predicted, labels, test),
             "mae_one_network": np.nan,
@@ -244,17 +243,14 @@ class Benchmark:
             "settings": settings,
         }
 
-    def _simple_prediction(
-        self, method: str, run: Run, item: Property, labels: Values, train: Rows, test: Rows
-    ) -> tuple[Values, str]:
-        return fit_simple_model(
-            self._columns_of(method),
-            item,
-            labels,
-            Split(train, test),
-            method=method,
-            seed=run.seed,
-        )
+    def _simple_prediction(self, run: Run) -> tuple[Values, str]:
+        """What a simple model predicts of the test rows, and its settings; fitted once."""
+        if run not in self._simple:
+            item, labels, rows, _ = self._inputs(run)
+            self._simple[run] = fit_simple_model(
+                self._columns_of(run.method), item, labels, rows, method=run.method, seed=run.seed
+            )
+        return self._simple[run]
 
     def _errors(
         self, item: Property, predicted: Values, labels: Values, test: Rows
@@ -619,9 +615,9 @@ def _what(summary: pd.DataFrame) -> Iterator[str]:
 def _how(seeds: str) -> str:
     return (
         f"Test errors, mean ± standard deviation over {seeds}, each with a split of its own: "
-        f"{TEST_FRACTION:.0%} of the labelled crystals are the test set, read once; validation "
-        f"crystals are taken from those learned from. {SETTINGS_CHOSEN} The weights of CrysAE saw "
-        "the structures of all crystals, and no label."
+        f"{TEST_FRACTION:.0%} of the labelled crystals are the test set, which every finished "
+        "model reads once; validation crystals are taken from those learned from. "
+        f"{SETTINGS_CHOSEN} The weights of CrysAE saw the structures of all crystals, and no label."
     )
 
 
