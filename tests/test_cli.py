@@ -423,12 +423,7 @@ def test_pretraining_names_what_is_wrong(table, settings, tmp_path):
 )
 def test_pretraining_that_stops(table, tmp_path, monkeypatch, stop, code, text):
     def pretrain(*arguments: object, **options: object) -> None:
-        if not isinstance(stop, KeyboardInterrupt):
-            raise stop
-        try:
-            raise stop
-        except KeyboardInterrupt:  # as Lightning does
-            sys.exit(1)
+        raise stop
 
     monkeypatch.setattr("crysxpp_mm.training.pretrain.pretrain", pretrain)
     result = run("pretrain", table, "--out", tmp_path / "run", code=code)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 
 import numpy as np
 import pandas as pd
@@ -250,6 +251,76 @@ def test_folder_of_another_run_is_refused(tmp_path):
         train(CrysXPP.random(**SMALL), structures, y, quick(), **{**options, "run_id": "b"})
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("run.json", b"", "run.json cannot be read .*remove it to start afresh"),
+        ("run.json", b"[1]", "run.json cannot be read"),
+        ("last.ckpt", b"no checkpoint", "last.ckpt is damaged; .*remove it to start afresh"),
+        ("curves.csv", None, "lacks curves.csv"),
+    ],
+)
+def test_damaged_folders_are_refused(tmp_path, name, content, message):
+    structures, y = crystals(8), np.zeros((8, 1))
+    options = {"checkpoint_dir": tmp_path, "run_id": "a"}
+    train(CrysXPP.random(**SMALL), structures, y, quick(max_epochs=1), **options)
+    (tmp_path / name).unlink()
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(SettingsError, match=message):
+        train(CrysXPP.random(**SMALL), structures, y, quick(max_epochs=1), **options)
+
+
+def test_a_run_that_was_killed_when_it_had_stopped_trains_no_more(tmp_path):
+    structures, y = crystals(), np.random.default_rng(0).normal(size=(24, 1))
+    config = quick(max_epochs=30, patience=3, learning_rate=0.05)
+    options = {"checkpoint_dir": tmp_path, "run_id": "a"}
+    model = CrysXPP.random(**SMALL)
+    curve = train(model, structures, y, config, **options)
+    assert 3 < len(curve) < 30
+    (tmp_path / "model.json.gz").unlink()  # as if it had been killed before
+    again = CrysXPP.random(**SMALL)
+    pd.testing.assert_frame_equal(train(again, structures, y, config, **options), curve)
+    assert torch.equal(weights(again), weights(model))
+
+
+def test_ctrl_c_stays_a_keyboard_interrupt(tmp_path, monkeypatch):
+    structures, y = crystals(), np.random.default_rng(0).normal(size=(24, 1))
+    whole = CrysXPP.random(**SMALL)
+    train(whole, structures, y, quick())
+    step = finetune.FineTuneModule.training_step
+
+    def interrupted(self, batch, batch_index):
+        if self.current_epoch == 2:
+            raise KeyboardInterrupt
+        return step(self, batch, batch_index)
+
+    options = {"checkpoint_dir": tmp_path, "run_id": "a"}
+    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(finetune.FineTuneModule, "training_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train(CrysXPP.random(**SMALL), structures, y, quick(), **options)
+    monkeypatch.undo()
+    assert signal.getsignal(signal.SIGINT) == before
+    resumed = CrysXPP.random(**SMALL)
+    train(resumed, structures, y, quick(), **options)
+    assert torch.equal(weights(resumed), weights(whole))
+
+
+def test_a_floor_is_no_error_below_and_one_above():
+    model = CrysXPP.random(**SMALL)
+    floors = torch.tensor([-0.5, float("-inf")])
+    module = finetune.FineTuneModule(model, quick(), task="regression", floors=floors)
+    targets = torch.tensor([[-0.5, 0.0], [-0.5, float("nan")], [1.0, 0.0]])
+    predicted = torch.tensor([[-2.0, -2.0], [0.5, 0.0], [-2.0, 0.0]], requires_grad=True)
+    module.model.forward = lambda graph: predicted
+    loss, size = module._loss(finetune.FineTuneBatch(None, targets))
+    assert size == 5
+    assert loss.item() == pytest.approx((0 + 2 + 1 + 3 + 0) / 5)
+    (gradient,) = torch.autograd.grad(loss, predicted)
+    assert (gradient[:, 0] * 5).tolist() == [0, 1, -1]
+
+
 def test_best_weights_are_kept_and_training_stops_early():
     structures, y = crystals(), np.random.default_rng(0).normal(size=(24, 1))
     model = CrysXPP.random(**SMALL)
@@ -285,10 +356,10 @@ def test_frozen_epochs_leave_encoder_and_selector_alone():
 def test_encoder_rate_of_zero_keeps_its_weights():
     structures, y = crystals(), np.random.default_rng(0).normal(size=(24, 1))
     model = CrysXPP.random(**SMALL)
-    before = [parameter.clone() for parameter in model.encoder.parameters()]
+    before = {name: value.clone() for name, value in model.encoder.state_dict().items()}
     train(model, structures, y, quick(encoder_rate=0.0, sparsity=0.0))
-    after = list(model.encoder.parameters())
-    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    after = model.encoder.state_dict()  # statistics of the batch norms included
+    assert all(torch.equal(before[name], value) for name, value in after.items())
     assert not torch.equal(model.selector.weight, torch.ones(92))
     model = CrysXPP.random(**SMALL)
     train(model, structures, y, quick(selector_rate=0.0))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import inspect
 import json
-import warnings
+import multiprocessing
 from dataclasses import fields
 from types import SimpleNamespace
 
@@ -41,9 +41,8 @@ from crysxpp_mm.errors import (
     StructureTypeError,
     UnknownModelError,
 )
-from crysxpp_mm.estimators import CrysXPPClassifier, CrysXPPRegressor, networks, splits
+from crysxpp_mm.estimators import CrysXPPClassifier, CrysXPPRegressor, networks
 from crysxpp_mm.estimators.documents import document_hash
-from crysxpp_mm.estimators.splits import split_rows
 from crysxpp_mm.featurizers import CrysAEFeaturizer
 from crysxpp_mm.graph.converter import CrystalGraphConverter
 from crysxpp_mm.model_zoo import load_model
@@ -105,8 +104,42 @@ def test_pandas_in_pandas_out(fitted, fitted_classifier):
     classes = fitted_classifier.predict(series)
     assert list(classes.index) == index
     probabilities = fitted_classifier.predict_proba(series)
-    assert list(probabilities.columns) == ["metal", "non-metal"]
-    assert list(probabilities.index) == index
+    assert isinstance(probabilities, np.ndarray)  # which scikit-learn's scorers need
+    assert np.array_equal(probabilities, fitted_classifier.predict_proba(SALTS))
+
+
+@pytest.mark.parametrize(
+    "columns", [[0, 1], [("K", "GPa"), ("G", "GPa")], [1.5, "G"], np.array([2, 3])]
+)
+def test_names_of_columns_survive(columns):
+    series = pd.Series(SALTS)
+    frame = pd.DataFrame(np.stack([Y, Y**2], axis=1), columns=columns)
+    model = regressor().fit(series, frame)
+    again = CrysXPPRegressor.from_dict(json.loads(json.dumps(model.as_dict())))
+    for predicted in (model.predict(series), again.predict(series)):
+        assert predicted.columns.equals(frame.columns)
+        assert (frame - predicted).shape == frame.shape
+    assert model.target_names_ == [str(column) for column in frame.columns]
+    single = regressor().fit(series, frame.iloc[:, 0])
+    assert single.predict(series).name == frame.iloc[:, 0].name
+    assert classifier().fit(series, pd.Series(CLASSES, name=3)).predict(series).name == 3
+
+
+@pytest.mark.parametrize("scoring", ["roc_auc", "neg_log_loss", "average_precision"])
+@pytest.mark.parametrize("kind", [list, pd.Series, lambda x: pd.DataFrame({"structure": x})])
+def test_scorers_of_probabilities(scoring, kind):
+    y = [0, 1] * 8
+    scores = cross_val_score(classifier(), kind(SALTS), y, scoring=scoring, error_score="raise")
+    assert np.isfinite(scores).all()
+
+
+def test_cross_validation_of_graphs():
+    graphs = regressor().fit(SALTS, Y).converter_.convert_many(SALTS)
+    scores = cross_val_score(regressor(), graphs, Y, cv=2, error_score="raise")
+    assert scores == pytest.approx(cross_val_score(regressor(), SALTS, Y, cv=2), rel=1e-4)
+    assert [len(graph) for graph in graphs] == [1] * 16
+    with pytest.raises(IndexError, match="index 16 is out of range for 16"):
+        graphs[16]
 
 
 def test_graph_store(fitted, tmp_path):
@@ -291,138 +324,16 @@ def test_scores(fitted, fitted_classifier):
     assert fitted_classifier.score(SALTS, CLASSES) == accuracy_score(
         CLASSES, fitted_classifier.predict(SALTS)
     )
+    right = fitted_classifier.predict(SALTS) == np.array(CLASSES)
+    gappy = [None, *CLASSES[1:14], "glass", np.nan]  # an unknown class is a wrong answer
+    assert fitted_classifier.score(SALTS, gappy) == right[1:14].sum() / 14
+    weighted = fitted_classifier.score(SALTS, CLASSES, sample_weight=weight)
+    assert weighted == pytest.approx(np.average(right, weights=weight))
+    with pytest.raises(DataError, match="y has no class"):
+        fitted_classifier.score(SALTS, [None] * 16)
 
 
-# Labels.
-
-
-def test_transform_is_undone():
-    y = 10.0 ** np.linspace(-3, 4, 16)
-    config = {"max_epochs": 12, "learning_rate": 0.03, "encoder_rate": 0.0}
-    for transform in ("log10", "log"):
-        model = regressor(transform=transform, **config).fit(SALTS, y)
-        found = model.predict(SALTS)
-        assert (found > 0).all()
-        assert np.corrcoef(np.log(found), np.log(y))[0, 1] > 0.5
-
-
-def test_transforms_of_several_targets():
-    targets = pd.DataFrame({"K": Y, "gap": Y - 1, "nu": -Y})
-    model = regressor(transform={"K": "log10", "gap": "sqrt"}).fit(SALTS, targets)
-    assert (model.predict(SALTS)[:, 1] >= 0).all()
-    same = regressor(transform=["log10", "sqrt", None]).fit(SALTS, targets)
-    assert np.array_equal(model.predict(SALTS), same.predict(SALTS))
-    assert (regressor(transform="log1p").fit(SALTS, Y - 1).predict(SALTS) > -1).all()
-
-
-@pytest.mark.parametrize(
-    ("transform", "message"),
-    [
-        ("log2", "unknown transform 'log2'"),
-        (["log10", "log10"], "2 entries for 1 targets"),
-        ({"G": "log10"}, "names the target 'G'"),
-        (5, "transform must be"),
-        ([5], "unknown transform 5"),
-    ],
-)
-def test_senseless_transforms(transform, message):
-    with pytest.raises(SettingsError, match=message):
-        regressor(transform=transform).fit(SALTS, Y)
-
-
-def test_label_outside_the_transform_is_named():
-    y = pd.Series(Y.copy(), name="K")
-    y[3] = -1
-    with pytest.raises(DataError, match=r"K is -1 at row 3, but transform log10 takes positive"):
-        regressor(transform="log10").fit(SALTS, y)
-
-
-@pytest.mark.parametrize(
-    ("y", "message"),
-    [
-        (None, "y is missing"),
-        (Y[:5], "16 crystals and y has 5 labels"),
-        (["1.0"] * 16, "y holds '1.0' at row 0; labels must be numbers"),
-        ([1j] * 16, "must be numbers"),
-        ([object()] * 16, "no number"),
-        ([[1], [1, 2]] * 8, "no table of numbers"),
-        (np.ones((16, 2, 2)), "one or two dimensions"),
-        (np.ones((16, 0)), "no columns"),
-        (np.where(Y > 3, np.inf, Y), "y is infinite at row"),
-        (np.full(16, np.nan), "at least 2 rows .* got 0 of 16"),
-        ([1.0] + [None] * 15, "at least 2 rows .* got 1 of 16"),
-        (np.stack([Y, np.full(16, np.nan)], axis=1), "'target 1' has no label at all"),
-    ],
-)
-def test_unusable_labels_are_refused(y, message):
-    with pytest.raises(DataError, match=message):
-        regressor().fit(SALTS, y)
-
-
-def test_a_fit_that_fails_leaves_nothing_fitted():
-    model = regressor().fit(SALTS, Y)
-    with pytest.raises(DataError):
-        model.fit(SALTS, Y[:3])
-    with pytest.raises(NotFittedError):
-        model.predict(SALTS)
-
-
-def test_no_rows():
-    with pytest.raises(DataError, match="X is empty"):
-        regressor().fit([], [])
-
-
-def test_one_label_is_refused_and_two_are_enough():
-    with pytest.raises(DataError, match="got 1 of 1"):
-        regressor().fit(SALTS[:1], [1.0])
-    assert np.isfinite(regressor().fit(SALTS[:2], [1.0, 2.0]).predict(SALTS)).all()
-
-
-def test_constant_labels_give_the_constant():
-    with pytest.warns(UserWarning, match="all labels of 'target' are equal"):
-        model = regressor().fit(SALTS, np.full(16, 0.1))
-    assert model.predict(SALTS) == pytest.approx(np.full(16, 0.1), rel=1e-15)
-
-
-def test_unknown_labels_are_left_out_and_listed():
-    y = pd.Series(Y.copy(), index=[f"mp-{i}" for i in range(16)])
-    y.iloc[[2, 5]] = np.nan
-    with pytest.warns(UserWarning, match="2 of 16 rows are left out"):
-        model = regressor().fit(pd.Series(SALTS, index=y.index), y)
-    assert model.n_train_ == 14
-    assert model.left_out_["row"].tolist() == ["mp-2", "mp-5"]
-    assert set(model.left_out_["reason"]) == {"no label"}
-    kept = [i for i in range(16) if i not in (2, 5)]
-    same = regressor().fit([SALTS[i] for i in kept], Y[kept])
-    assert np.array_equal(model.predict(SALTS), same.predict(SALTS))
-    assert model.data_hash_ == same.data_hash_
-
-
-def test_gaps_in_several_targets():
-    targets = np.stack([Y, Y], axis=1)
-    targets[3:, 1] = np.nan
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        model = regressor().fit(SALTS, targets)
-    assert np.isfinite(model.predict(SALTS)).all()
-
-
-def test_names_and_units():
-    model = regressor(units=["GPa", ""], target_names=["K", "nu"])
-    model.fit(SALTS, np.stack([Y, Y], axis=1))
-    assert model.target_names_ == ["K", "nu"]
-    assert model.units_ == ["GPa", ""]
-    by_name = regressor(units={"K": "GPa"}).fit(SALTS, pd.Series(Y, name="K"))
-    assert by_name.units_ == ["GPa"]
-    for options, message in (
-        ({"units": ["GPa", "eV"]}, "units has 2 entries"),
-        ({"units": {"G": "GPa"}}, "units names the target 'G'"),
-        ({"target_names": ["a", "b"]}, "target_names has 2 names"),
-    ):
-        with pytest.raises(SettingsError, match=message):
-            regressor(**options).fit(SALTS, Y)
-    with pytest.raises(SettingsError, match="two targets have one name"):
-        regressor(target_names=["a", "a"]).fit(SALTS, np.stack([Y, Y], axis=1))
+# Options.
 
 
 @pytest.mark.parametrize(
@@ -440,6 +351,9 @@ def test_names_and_units():
         ({"readout_dim": 0}, "readout_dim must be"),
         ({"hidden_dim": 32}, "hidden_dim is 32, but the pretrained model has 4"),
         ({"n_convs": 0, "pretrained": None}, "n_convs must be"),
+        ({"hidden_dim": "8"}, "hidden_dim must be a whole number"),
+        ({"n_convs": 1.5}, "n_convs must be a whole number"),
+        ({"readout_dim": 8.0}, "readout_dim must be a whole number"),
         ({"pretrained": 5}, "pretrained must be"),
         ({"loss": "huber"}, "loss must be"),
     ],
@@ -489,54 +403,6 @@ def test_ensemble(fitted):
         single.predict(SALTS, return_std=True)
 
 
-# Splits.
-
-
-def test_groups_are_never_divided():
-    groups = np.repeat(np.arange(10), 30)
-    for seed in range(20):
-        train, held_out = split_rows(300, fraction=0.2, seed=seed, groups=groups)
-        assert len(held_out) == 60
-        assert not set(groups[train]) & set(groups[held_out])
-        assert sorted([*train, *held_out]) == list(range(300))
-    with pytest.raises(DataError, match="of one group"):
-        split_rows(300, fraction=0.2, seed=0, groups=np.zeros(300, dtype=int))
-
-
-def test_every_class_stays_in_training():
-    strata = np.array([0] * 199 + [1])
-    for seed in range(20):
-        train, held_out = split_rows(200, fraction=0.5, seed=seed, strata=strata)
-        assert 199 in train
-        assert len(held_out) == 100
-
-
-def test_few_rows_are_all_learned_from():
-    train, held_out = split_rows(199, fraction=0.5, seed=0)
-    assert len(train) == 199
-    assert len(held_out) == 0
-
-
-def test_groups_and_validation(monkeypatch):
-    monkeypatch.setattr(splits, "MIN_VALIDATED", 10)
-    groups = [f"system {i % 4}" for i in range(16)]
-    model = regressor().fit(SALTS, Y, groups=groups)
-    assert model.members_[0].metadata["n_validation"] == 4
-    model = regressor().fit(SALTS[:12], Y[:12], validation=(SALTS[12:], Y[12:]))
-    assert model.n_train_ == 12
-    assert model.members_[0].metadata["n_validation"] == 4
-    for options, error, message in (
-        ({"groups": groups[:3]}, DataError, "groups has 3 entries"),
-        ({"groups": [None, *groups[1:]]}, DataError, "no entry at row 0"),
-        ({"validation": SALTS}, SettingsError, "validation must be a tuple"),
-        ({"validation": (SALTS[:1], [np.nan])}, DataError, "no row of validation"),
-        ({"validation": (SALTS[:1], np.ones((1, 2)))}, DataError, "other columns"),
-        ({"validation": (SALTS, Y), "groups": groups}, SettingsError, "not both"),
-    ):
-        with pytest.raises(error, match=message):
-            regressor().fit(SALTS, Y, **options)
-
-
 # Checkpoints.
 
 
@@ -548,6 +414,16 @@ def test_checkpoint_folder_is_reused_by_equal_fits_only(tmp_path):
     assert np.array_equal(model.predict(SALTS), again.predict(SALTS))
     regressor(checkpoint_dir=tmp_path, learning_rate=1e-3).fit(SALTS, Y)
     assert len(list(tmp_path.iterdir())) == 3
+    regressor(checkpoint_dir=tmp_path, moments=("max",)).fit(SALTS, Y)  # weights of equal shape
+    assert len(list(tmp_path.iterdir())) == 4
+    regressor(checkpoint_dir=tmp_path, transform="nonnegative").fit(SALTS, Y)
+    assert len(list(tmp_path.iterdir())) == 5
+    uneven = ["metal"] * 12 + ["glass"] * 4
+    for count, weight in ((6, None), (7, "balanced")):
+        model = classifier(checkpoint_dir=tmp_path, class_weight=weight).fit(SALTS, uneven)
+        assert len(list(tmp_path.iterdir())) == count
+        without = classifier(class_weight=weight).fit(SALTS, uneven)
+        assert np.array_equal(model.predict_proba(SALTS), without.predict_proba(SALTS))
     assert model.as_dict()["settings"]["checkpoint_dir"] is None
 
 
@@ -620,6 +496,22 @@ def test_save_and_load(fitted, fitted_classifier, tmp_path):
         CrysAEFeaturizer(model=path).featurize(SALTS[0])
     with pytest.raises(SettingsError, match="got a CrysXPPClassifier"):
         regressor(pretrained=path).fit(SALTS, Y)
+
+
+def test_settings_of_numpy_and_pandas_can_be_saved():
+    settings = {
+        "target_names": pd.Index(["K", "G"]),
+        "units": pd.Series(["GPa", "GPa"]),
+        "moments": np.array(["mean"]),
+        "learning_rate": np.float32(1e-3),
+        "seed": np.int64(3),
+    }
+    model = regressor(**settings).fit(SALTS, np.stack([Y, Y], axis=1))
+    again = CrysXPPRegressor.from_dict(json.loads(json.dumps(model.as_dict())))
+    assert np.array_equal(again.predict(SALTS), model.predict(SALTS))
+    assert again.target_names == ["K", "G"]
+    with pytest.raises(SettingsError, match="units cannot be saved with the model"):
+        regressor(units={"K": {1, 2}}).fit(SALTS, Y)
 
 
 def test_unfitted_estimator_is_data_too(tmp_path):
@@ -801,6 +693,30 @@ def test_predictions_use_one_torch_thread(fitted, fitted_classifier, monkeypatch
         assert set(seen) == {1, 2}  # the training has those of the user
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.skipif(
+    "fork" not in multiprocessing.get_all_start_methods(), reason="no fork on this system"
+)
+@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
+def test_fit_in_a_forked_child_after_torch_has_used_threads():
+    before = torch.get_num_threads()
+    expected = regressor().fit(SALTS, Y).predict(SALTS)
+    context = multiprocessing.get_context("fork")
+    results = context.SimpleQueue()
+    child = context.Process(
+        target=lambda: results.put(regressor().fit(SALTS, Y).predict(SALTS).tolist())
+    )
+    try:
+        torch.set_num_threads(2)
+        torch.rand(600, 600) @ torch.rand(600, 600)  # the pool of threads that a fork loses
+        child.start()
+        child.join(60)
+        assert child.exitcode == 0
+    finally:
+        child.kill()
+        torch.set_num_threads(before)
+    assert results.get() == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize("name", ["abacus", "cuda:99", 5, None])

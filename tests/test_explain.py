@@ -19,6 +19,7 @@ from crysxpp_mm.errors import DataError, SettingsError, StructureTypeError
 from crysxpp_mm.estimators import CrysXPPClassifier, CrysXPPRegressor
 from crysxpp_mm.explain import (
     contributions,
+    gradients,
     plot_contributions,
     plot_explanation,
     plot_learning_curve,
@@ -143,6 +144,26 @@ def test_contributions_with_the_element_channel_and_all_moments():
     assert abs(found.gap) < 1e-5
 
 
+def test_as_many_points_as_the_sum_needs():
+    model = CrysXPP.random(hidden_dim=4, readout_dim=4)
+    model.selector.weight.data *= 3000  # a bent path
+    few = contributions([model], MATERIALS[1], n_points=32)
+    enough = contributions([model], MATERIALS[1])
+    total = abs(enough.prediction - enough.baseline)
+    assert abs(few.gap) > 1e-3 * total
+    assert abs(enough.gap) < 1e-3 * total
+    with torch.no_grad():
+        assert contributions([model], MATERIALS[1]).table.equals(enough.table)
+
+
+def test_contributions_that_miss_their_sum_say_so(monkeypatch):
+    monkeypatch.setattr(gradients, "POINTS", (1, 2))
+    model = CrysXPP.random(hidden_dim=4, readout_dim=4)
+    model.selector.weight.data *= 3000
+    with pytest.warns(UserWarning, match="the contributions to K miss their sum by .* n_points"):
+        contributions([model], MATERIALS[1], name="K")
+
+
 def test_a_column_that_is_off_contributes_nothing():
     model = CrysXPP.random(hidden_dim=4, readout_dim=4)
     block = PROPERTIES[1]
@@ -157,8 +178,9 @@ def test_targets_have_to_be_named(fitted, fitted_classifier):
         fitted.contributions(MATERIALS[0])
     with pytest.raises(SettingsError, match="no target 'G'"):
         fitted.contributions(MATERIALS[0], target="G")
-    with pytest.raises(SettingsError, match="n_points must be"):
-        fitted.contributions(MATERIALS[0], target="K", n_points=0)
+    for n_points in (0, 8.5, True):
+        with pytest.raises(SettingsError, match="n_points must be a whole number"):
+            fitted.contributions(MATERIALS[0], target="K", n_points=n_points)
     assert fitted_classifier.contributions(MATERIALS[0]).name == "logit of oxide"
     assert fitted_classifier.contributions(MATERIALS[0], target="metal").name == "logit of metal"
     with pytest.raises(SettingsError, match="target must be a class"):

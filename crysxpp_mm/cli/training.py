@@ -98,8 +98,8 @@ def pretrain(
     Example, with a file of settings that holds "hidden_dim: 32" and "max_epochs: 20":
       crysxpp pretrain crystals.zip --config small.yaml --out runs/small
     """
+    from crysxpp_mm.training.checkpoints import MODEL
     from crysxpp_mm.training.config import PretrainConfig
-    from crysxpp_mm.training.pretrain import MODEL
     from crysxpp_mm.training.pretrain import pretrain as run
 
     settings = PretrainConfig.from_file(config) if config else PretrainConfig()
@@ -150,7 +150,7 @@ def lightning_run(advice: str) -> Iterator[None]:
 
     Raises:
         SettingsError: the loss is not finite.
-        KeyboardInterrupt: Ctrl-C, also where Lightning makes it an exit.
+        KeyboardInterrupt: Ctrl-C.
     """
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)  # its tips are no results
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # between Lightning and torch
@@ -158,10 +158,8 @@ def lightning_run(advice: str) -> Iterator[None]:
         yield
     except FloatingPointError as error:
         raise SettingsError(str(error)) from error
-    except SystemExit as stop:
-        if isinstance(stop.__context__, KeyboardInterrupt):
-            typer.echo(advice, err=True)
-            raise KeyboardInterrupt from stop
+    except KeyboardInterrupt:
+        typer.echo(advice, err=True)
         raise
 
 

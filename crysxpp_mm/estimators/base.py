@@ -9,7 +9,7 @@ import os
 import warnings
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, Self
@@ -23,7 +23,12 @@ from sklearn.exceptions import NotFittedError
 from sklearn.utils import Tags, estimator_html_repr
 
 from crysxpp_mm.errors import DataError, ModelFileError, SettingsError
-from crysxpp_mm.estimators.documents import document_hash, plain_setting, table_to_dict
+from crysxpp_mm.estimators.documents import (
+    document_hash,
+    plain_label,
+    plain_setting,
+    table_to_dict,
+)
 from crysxpp_mm.estimators.domain import TrainingDomain, domain_table
 from crysxpp_mm.estimators.inputs import Crystals, read_crystals
 from crysxpp_mm.estimators.intervals import Calibration
@@ -58,9 +63,6 @@ from crysxpp_mm.version import __version__
 if TYPE_CHECKING:
     from crysxpp_mm.explain import Contributions
 
-ReadLabels = Callable[[Any, Crystals], tuple[NDArray[np.bool_], Any]]
-"""Which rows have a label, and all labels in a form that ``_problem`` takes."""
-
 
 class CrysXPPEstimator(BaseEstimator, SavedDocument):  # type: ignore[misc]
     """Shared ways of the estimators; see :class:`CrysXPPRegressor` for the arguments."""
@@ -88,6 +90,7 @@ class CrysXPPEstimator(BaseEstimator, SavedDocument):  # type: ignore[misc]
 
     members_: list[CrysXPP]
     target_names_: list[str]
+    _columns: list[Any]  # what pandas calls the targets, in predictions as in y
     learning_curve_: pd.DataFrame
     left_out_: pd.DataFrame
     n_train_: int
@@ -104,16 +107,19 @@ class CrysXPPEstimator(BaseEstimator, SavedDocument):  # type: ignore[misc]
         """Read labels for ``fit``; sets what they mean."""
 
     @abstractmethod
+    def _settle(self, labels: Any) -> None:
+        """Look at the labels that ``fit`` learns from; sets what is known once they are chosen."""
+
+    @abstractmethod
     def _match_labels(self, y: Any, crystals: Crystals) -> tuple[NDArray[np.bool_], Any]:
-        """Read labels that have to mean what those of ``fit`` meant; sets nothing."""
+        """Read labels that have to mean what those of ``fit`` mean; sets nothing."""
 
     @abstractmethod
     def _problem(self, labels: Any) -> Problem:
-        """What ``fit`` has to learn; sets what the labels mean."""
+        """What the networks have to learn."""
 
-    @abstractmethod
-    def _same_problem(self, labels: Any) -> Problem:
-        """What ``fine_tune`` has to learn; sets nothing."""
+    def _check_learnable(self, problem: Problem, train: NDArray[np.int64]) -> None:
+        """Refuse rows to learn from that say nothing of a target."""
 
     def _calibrated(
         self, members: list[CrysXPP], graphs: CrystalGraphs, problem: Problem, source: str
@@ -150,7 +156,8 @@ class CrysXPPEstimator(BaseEstimator, SavedDocument):  # type: ignore[misc]
 
         Args:
             X: Structures in a list, Series or DataFrame of one column, or their graphs
-                (``CrystalGraphs``, a ``GraphStore``).
+                (``CrystalGraphs``, a ``GraphStore``). For ``cross_val_score`` and the like the
+                ``graphs`` of a store.
             y: Labels; NaN where unknown. Rows without any label are left out, with a warning.
             groups: A group for each row, such as its composition or chemical system; crystals of
                 a group are never in the training and the validation set at once.
@@ -277,14 +284,15 @@ class CrysXPPEstimator(BaseEstimator, SavedDocument):  # type: ignore[misc]
         data = self._gather(
             X,
             y,
-            self._read_labels,
             template.converter,
+            anew=True,
             groups=groups,
             validation=validation,
             ignore_errors=ignore_errors,
         )
         problem = self._problem(data.labels)
         split = self._split(data, problem, config)
+        self._check_learnable(problem, split.train)
         origin = None if source is None else weights_to_dict(source)["sha256"]
         starts = []
         for member in range(self.n_members):
@@ -328,13 +336,13 @@ class CrysXPPEstimator(BaseEstimator, SavedDocument):  # type: ignore[misc]
         data = self._gather(
             X,
             y,
-            self._match_labels,
             self.converter_,
+            anew=False,
             groups=groups,
             validation=validation,
             ignore_errors=False,
         )
-        problem = self._same_problem(data.labels)
+        problem = self._problem(data.labels)
         if (flat := self.members_[0].target_scale == 0).any():
             name = self.target_names_[int(flat.nonzero()[0])]
             raise DataError(
@@ -368,34 +376,35 @@ class CrysXPPEstimator(BaseEstimator, SavedDocument):  # type: ignore[misc]
         self,
         X: Any,
         y: Any,
-        read: ReadLabels,
         converter: CrystalGraphConverter,
         *,
+        anew: bool,
         groups: Any,
         validation: tuple[Any, Any] | None,
         ignore_errors: bool,
     ) -> Labelled:
-        """The crystals and labels of ``X`` that can be learned from, and those of validation."""
+        """The crystals and labels of ``X`` that can be learned from, and those of validation.
+
+        ``anew`` is whether ``y`` says what the labels mean, or they have to mean what they did.
+        """
         usable_device(self.accelerator)  # what is absent is found before the training
         crystals = read_crystals(X, converter)
         if not ignore_errors:
             crystals.refuse_errors()
-        extra = None
-        if validation is not None:
-            if groups is not None:
-                raise SettingsError("give groups or validation, not both.")
-            extra = self._read_validation(validation, read, converter)
+        if validation is not None and groups is not None:
+            raise SettingsError("give groups or validation, not both.")
         self._ignore_bad_labels = ignore_errors
         self._label_errors: dict[int, str] = {}
-        known, labels = read(y, crystals)
+        known, labels = (self._read_labels if anew else self._match_labels)(y, crystals)
         used, left_out = self._choose_rows(crystals, known)
         graphs = crystals.graphs.select(np.flatnonzero(np.isin(crystals.rows, used)))
         labels = labels[used]
-        if extra is not None:
-            graphs = CrystalGraphs.concatenate([graphs, extra[0]])
-            if labels.shape[1:] != extra[1].shape[1:]:
-                raise DataError("the labels of validation have other columns than y.")
-            labels = np.concatenate([labels, extra[1]])
+        if anew:
+            self._settle(labels)
+        if validation is not None:
+            more_graphs, more_labels = self._read_validation(validation, converter)
+            graphs = CrystalGraphs.concatenate([graphs, more_graphs])
+            labels = np.concatenate([labels, more_labels])
         codes = None if groups is None else group_codes(groups, crystals, used)
         return Labelled(graphs, labels, len(used), codes, left_out)
 
@@ -468,15 +477,17 @@ class CrysXPPEstimator(BaseEstimator, SavedDocument):  # type: ignore[misc]
         return used, table
 
     def _read_validation(
-        self, validation: tuple[Any, Any], read: ReadLabels, converter: CrystalGraphConverter
+        self, validation: tuple[Any, Any], converter: CrystalGraphConverter
     ) -> tuple[CrystalGraphs, NDArray[Any]]:
         """Graphs and labels of those validation rows that have a label."""
         if not isinstance(validation, tuple) or len(validation) != 2:
             raise SettingsError("validation must be a tuple of crystals and labels.")
         crystals = read_crystals(validation[0], converter)
         crystals.refuse_errors()
-        self._ignore_bad_labels = False
-        known, labels = read(validation[1], crystals)
+        try:
+            known, labels = self._match_labels(validation[1], crystals)
+        except DataError as error:
+            raise DataError(f"validation: {error}") from error
         if not known.any():
             raise DataError("no row of validation has a label.")
         return crystals.graphs.select(np.flatnonzero(known)), labels[known]
@@ -492,14 +503,20 @@ class CrysXPPEstimator(BaseEstimator, SavedDocument):  # type: ignore[misc]
         names = {field.name for field in fields(FineTuneConfig)}
         params = self.get_params(deep=False)
         config = FineTuneConfig(**{name: params[name] for name in names if name in params})
-        count = self.n_members
-        if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < 1:
-            raise SettingsError(
-                f"n_members must be a whole number of at least 1, got {self.n_members!r}."
-            )
+        for name in ("n_members", "hidden_dim", "n_convs", "readout_dim"):
+            value = params[name]
+            if value is None and name in ("hidden_dim", "n_convs"):
+                continue
+            if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+                raise SettingsError(f"{name} must be a whole number of at least 1, got {value!r}.")
         for name in ("selector", "pbar"):
             if not isinstance(params[name], bool | np.bool_):
                 raise SettingsError(f"{name} must be True or False, got {params[name]!r}.")
+        for name, value in params.items():  # found before the training, not on saving
+            try:
+                json.dumps(plain_setting(value), allow_nan=False)
+            except (TypeError, ValueError) as error:
+                raise SettingsError(f"{name} cannot be saved with the model: {error}.") from error
         return config
 
     def _source(self) -> CrysAE | None:
@@ -654,7 +671,7 @@ class CrysXPPEstimator(BaseEstimator, SavedDocument):  # type: ignore[misc]
         return explain(self.members_, structure)
 
     def contributions(
-        self, structure: Any, *, target: Any = None, n_points: int = 32
+        self, structure: Any, *, target: Any = None, n_points: int | None = None
     ) -> Contributions:
         """What each property of each site adds to the prediction of one crystal.
 
@@ -663,7 +680,7 @@ class CrysXPPEstimator(BaseEstimator, SavedDocument):  # type: ignore[misc]
         Args:
             structure: A Structure, or its dictionary.
             target: Name of the target, or the class; needed if there are several.
-            n_points: Points of the integral.
+            n_points: Points of the integral; as many as it needs if None.
 
         Raises:
             SettingsError: there is no such target.
@@ -736,6 +753,7 @@ class CrysXPPEstimator(BaseEstimator, SavedDocument):  # type: ignore[misc]
             document["state"] = {
                 "members": [member.as_dict() for member in self.members_],
                 "target_names": self.target_names_,
+                "columns": [plain_label(label) for label in self._columns],
                 "learning_curve": table_to_dict(self.learning_curve_),
                 "left_out": table_to_dict(self.left_out_.astype({"row": str})),
                 "n_train": self.n_train_,
@@ -797,6 +815,8 @@ class CrysXPPEstimator(BaseEstimator, SavedDocument):  # type: ignore[misc]
         try:
             members = [CrysXPP.from_dict(member) for member in state.pop("members")]
             self.target_names_ = list(state.pop("target_names"))
+            labels = state.pop("columns", self.target_names_)  # older files have names alone
+            self._columns = [tuple(label) if isinstance(label, list) else label for label in labels]
             curve = pd.DataFrame(state.pop("learning_curve"))
             self.left_out_ = pd.DataFrame(state.pop("left_out"))
             self.n_train_ = state.pop("n_train")

@@ -54,7 +54,7 @@ class CrysXPPClassifier(ClassifierMixin, CrysXPPEstimator):  # type: ignore[misc
         sparsity: Weight lambda_1 of the L1 norm of the selector (Eq. 10); it makes exact zeros.
         patience: Epochs without a better validation loss after which training stops, with the best
             epoch so far; None to let the rate run its whole cycle and keep the best of the last
-            epochs.
+            epochs. It needs validation crystals, see ``validation_fraction``.
         validation_fraction: Share of the training crystals that chooses the best epoch; fewer
             than 200 labels are all learned from, and the last epoch is kept.
         seed: Of weights, splits and order. Equal seeds give equal models on one machine.
@@ -146,9 +146,7 @@ class CrysXPPClassifier(ClassifierMixin, CrysXPPEstimator):  # type: ignore[misc
         self.devices = devices
         self.pbar = pbar
 
-    def predict_proba(
-        self, X: Any, *, ignore_errors: bool = False
-    ) -> NDArray[np.float64] | pd.DataFrame:
+    def predict_proba(self, X: Any, *, ignore_errors: bool = False) -> NDArray[np.float64]:
         """Probability of every class.
 
         Args:
@@ -156,18 +154,16 @@ class CrysXPPClassifier(ClassifierMixin, CrysXPPEstimator):  # type: ignore[misc
             ignore_errors: Give NaN for a row that is no crystal, instead of raising.
 
         Returns:
-            Shape ``(n, n_classes)``, in the order of ``classes_``; a DataFrame with the index of
-            ``X`` and the classes as columns if ``X`` is of pandas.
+            Shape ``(n, n_classes)``, in the order of ``classes_``; an array for pandas as well,
+            because scikit-learn's scorers need one. As a table:
+            ``pd.DataFrame(model.predict_proba(X), index=X.index, columns=model.classes_)``.
 
         Raises:
             NotFittedError: nothing was learned yet.
             StructureTypeError, UnknownElementError, StructureError: a row is no crystal; it is
                 named.
         """
-        probabilities, crystals = self._probabilities(X, ignore_errors=ignore_errors)
-        if crystals.labels is None:
-            return probabilities
-        return pd.DataFrame(probabilities, index=crystals.labels, columns=self.classes_)
+        return self._probabilities(X, ignore_errors=ignore_errors)[0]
 
     def predict(self, X: Any, *, ignore_errors: bool = False) -> NDArray[Any] | pd.Series:
         """The most probable class of each crystal.
@@ -193,7 +189,26 @@ class CrysXPPClassifier(ClassifierMixin, CrysXPPEstimator):  # type: ignore[misc
             chosen[bad] = None
         if crystals.labels is None:
             return chosen
-        return pd.Series(chosen, index=crystals.labels, name=self.target_names_[0])
+        return pd.Series(chosen, index=crystals.labels, name=self._columns[0])
+
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        """Share of the crystals whose class is right; those of unknown class are left out.
+
+        Args:
+            X: Crystals.
+            y: Their classes; None or NaN where unknown.
+            sample_weight: Weight of each row.
+
+        Raises:
+            DataError: no row has a class, or what it has is none.
+        """
+        probabilities, crystals = self._probabilities(X, ignore_errors=False)
+        known, classes, _ = self._read_classes(y, crystals)
+        if not known.any():
+            raise DataError("y has no class.")
+        right = self.classes_[probabilities.argmax(axis=1)].astype(object) == classes
+        weight = None if sample_weight is None else np.asarray(sample_weight)[known]
+        return float(np.average(right[known], weights=weight))
 
     def _probabilities(
         self, X: Any, *, ignore_errors: bool
@@ -208,12 +223,13 @@ class CrysXPPClassifier(ClassifierMixin, CrysXPPEstimator):  # type: ignore[misc
     def _read_labels(self, y: Any, crystals: Crystals) -> tuple[NDArray[np.bool_], Any]:
         known, classes, name = self._read_classes(y, crystals)
         if self.target_names is None:
-            self.target_names_ = ["class" if name is None else name]
+            self._columns = ["class" if name is None else name]
         else:
             given = self.target_names
-            self.target_names_ = [given] if isinstance(given, str) else [str(n) for n in given]
-            if len(self.target_names_) != 1:
+            self._columns = [given] if isinstance(given, str) else list(given)
+            if len(self._columns) != 1:
                 raise SettingsError(f"target_names must hold one name, got {given!r}.")
+        self.target_names_ = [str(self._columns[0])]
         return known, classes
 
     def _match_labels(self, y: Any, crystals: Crystals) -> tuple[NDArray[np.bool_], Any]:
@@ -230,7 +246,7 @@ class CrysXPPClassifier(ClassifierMixin, CrysXPPEstimator):  # type: ignore[misc
 
     def _read_classes(
         self, y: Any, crystals: Crystals
-    ) -> tuple[NDArray[np.bool_], NDArray[np.object_], str | None]:
+    ) -> tuple[NDArray[np.bool_], NDArray[np.object_], Any]:
         """Which rows have a class, the classes, and the name of ``y``."""
         if self.class_weight not in (None, "balanced"):
             raise SettingsError(
@@ -253,24 +269,20 @@ class CrysXPPClassifier(ClassifierMixin, CrysXPPEstimator):  # type: ignore[misc
                     f"y holds {plain[position]!r} at {crystals.row_name(int(position))}; classes "
                     "are texts, whole numbers or booleans. For numbers use CrysXPPRegressor."
                 )
-        return known, plain, None if name is None else str(name)
+        return known, plain, name
 
-    def _problem(self, labels: Any) -> Problem:
+    def _settle(self, labels: Any) -> None:
         kinds = {type(value).__name__ for value in labels}
         if len(kinds) > 1:
             raise DataError(f"y mixes labels of the kinds {', '.join(sorted(kinds))}.")
-        self.classes_, codes = np.unique(np.array(list(labels)), return_inverse=True)
+        self.classes_ = np.unique(np.array(list(labels)))
         if len(self.classes_) < 2:
             raise DataError(
                 f"all labels are {labels[0]!r}; a classifier needs at least two classes."
             )
-        return self._class_problem(codes)
 
-    def _same_problem(self, labels: Any) -> Problem:
-        codes = np.searchsorted(self.classes_, np.array(list(labels), dtype=self.classes_.dtype))
-        return self._class_problem(codes)
-
-    def _class_problem(self, codes: NDArray[np.integer]) -> Problem:
+    def _problem(self, labels: Any) -> Problem:
+        codes = np.searchsorted(self.classes_, np.array(list(labels)))
         weights = None
         if self.class_weight == "balanced":
             counts = np.bincount(codes, minlength=len(self.classes_))

@@ -19,11 +19,20 @@ def plain_setting(value: Any) -> Any:
         return {k: v for k, v in value.as_dict().items() if k != "@version"}
     if isinstance(value, Mapping):
         return {str(key): plain_setting(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
+    if isinstance(value, list | tuple | np.ndarray | pd.Index | pd.Series):
         return [plain_setting(item) for item in value]
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     return value.item() if isinstance(value, np.generic) else value
+
+
+def plain_label(label: Any) -> Any:
+    """What pandas calls a column, as JSON has it: a text, a number, a list for a tuple."""
+    if isinstance(label, tuple):
+        return [plain_label(part) for part in label]
+    if isinstance(label, np.generic):
+        label = label.item()
+    return label if isinstance(label, str | int | float) else str(label)
 
 
 def table_to_dict(table: pd.DataFrame) -> dict[str, list[Any]]:

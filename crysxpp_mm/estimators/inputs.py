@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import date, timedelta
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -127,7 +128,7 @@ class Labels(NamedTuple):
     """Labels as numbers."""
 
     values: NDArray[np.float64]  # (n_rows, n_targets), NaN = unknown
-    names: list[str] | None  # where y has them
+    columns: list[Any] | None  # what pandas calls them, where y is of pandas
     one_dimensional: bool
 
 
@@ -137,18 +138,18 @@ def read_labels(y: object, crystals: Crystals) -> Labels:
     Raises:
         DataError: they are no numbers, infinite, or not as many as the crystals.
     """
-    names: list[str] | None = None
+    names: list[Any] | None = None
     if y is None:
         raise DataError("y is missing: a property predictor needs labels.")
     if isinstance(y, pd.DataFrame):
-        names = [str(column) for column in y.columns]
+        names = list(y.columns)
         columns = [y.iloc[:, i] for i in range(y.shape[1])]
     elif isinstance(y, pd.Series):
-        names = None if y.name is None else [str(y.name)]
+        names = None if y.name is None else [y.name]
         columns = [y]
     else:
         try:
-            array = np.asarray(y)
+            array = np.ma.filled(y.astype(np.float64), np.nan) if np.ma.isMA(y) else np.asarray(y)
         except ValueError as error:
             raise DataError(f"y is no table of numbers: {error}") from error
         if array.ndim not in (1, 2):
@@ -178,8 +179,13 @@ def check_length(n_labels: int, crystals: Crystals) -> None:
 
 
 def _numbers(column: pd.Series[Any], crystals: Crystals) -> NDArray[np.float64]:
+    if column.dtype.kind in "mM" or isinstance(column.dtype, pd.PeriodDtype):
+        raise DataError(
+            f"y holds {column.dtype}; labels must be numbers, so turn dates and times into numbers "
+            "of a unit that the model is to learn."
+        )
     for position, value in enumerate(column):
-        if isinstance(value, str | bytes | complex):
+        if isinstance(value, str | bytes | complex | date | timedelta):
             raise DataError(
                 f"y holds {value!r} at {crystals.row_name(position)}; labels must be numbers "
                 "(NaN = unknown). For classes use CrysXPPClassifier."

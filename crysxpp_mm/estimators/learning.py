@@ -40,6 +40,7 @@ class Problem(NamedTuple):
     targets: NDArray[Any]  # (n, n_targets) in the units of training, NaN = unknown; or classes
     n_outputs: int
     class_weights: NDArray[np.float64] | None = None
+    floors: NDArray[np.float64] | None = None  # (n_targets,); lower outputs are taken for these
 
 
 class Labelled(NamedTuple):
@@ -151,10 +152,12 @@ def _learn_one(
 ) -> pd.DataFrame:
     """One member of the ensemble."""
     goes_on = record["stage"] == "fine_tune"
-    targets = problem.targets
+    targets, floors = problem.targets, problem.floors
     if task == "regression":
         mean, scale = network.target_mean.numpy(), network.target_scale.numpy()
-        targets = (targets - mean) / np.where(scale > 0, scale, 1.0)
+        scale = np.where(scale > 0, scale, 1.0)
+        targets = (targets - mean) / scale
+        floors = None if floors is None else (floors - mean) / scale
     earlier = dict(network.metadata)
     facts = {
         "config": config.to_plain(),
@@ -168,9 +171,20 @@ def _learn_one(
     network.metadata = facts
     run_id, folder = "", None
     if runs.checkpoint_dir is not None:
-        start = weights_to_dict(network)["sha256"]
-        rows = digest(split.train, split.held_out, targets)
-        identity = json.dumps([facts, record["data_hash"], start, rows], sort_keys=True)
+        identity = json.dumps(
+            {
+                **facts,
+                "task": task,
+                "network": network.settings,
+                "start": weights_to_dict(network)["sha256"],
+                "data_hash": record["data_hash"],
+                "rows": digest(split.train, split.held_out, targets),
+                "floors": floors,
+                "class_weights": problem.class_weights,
+            },
+            sort_keys=True,
+            default=np.ndarray.tolist,
+        )
         run_id = hashlib.sha256(identity.encode()).hexdigest()
         folder = Path(runs.checkpoint_dir) / f"run-{run_id[:12]}"
     return fine_tune(
@@ -182,6 +196,7 @@ def _learn_one(
         validation=split.held_out,
         task=task,
         class_weights=problem.class_weights,
+        floors=floors,
         trained=goes_on,
         checkpoint_dir=folder,
         run_id=run_id,

@@ -53,8 +53,10 @@ class CrysXPPRegressor(RegressorMixin, CrysXPPEstimator):  # type: ignore[misc]
         n_members: Networks of the ensemble, each with a seed of its own; the prediction is their
             mean. All hold out the same rows.
         transform: ``"log10"``, ``"log"``, ``"log1p"``, ``"sqrt"`` or None: what is learned in
-            place of the label; undone on predicting. For several targets also a sequence, or a
-            dictionary by name.
+            place of the label; undone on predicting. ``"nonnegative"`` is for labels that cannot
+            be negative and are often zero, such as band gaps: what a network says below zero counts
+            as zero, in the loss and on predicting (regression with censored labels: Powell, J.
+            Econom. 25, 303 (1984)). For several targets also a sequence, or a dictionary by name.
         target_names: Names of the targets; those of ``y`` if None.
         units: Unit of the targets, kept with the model: one for all, one for each in a sequence,
             or a dictionary by name.
@@ -72,7 +74,7 @@ class CrysXPPRegressor(RegressorMixin, CrysXPPEstimator):  # type: ignore[misc]
         sparsity: Weight lambda_1 of the L1 norm of the selector (Eq. 10); it makes exact zeros.
         patience: Epochs without a better validation loss after which training stops, with the best
             epoch so far; None to let the rate run its whole cycle and keep the best of the last
-            epochs.
+            epochs. It needs validation crystals, see ``validation_fraction``.
         validation_fraction: Share of the training crystals that chooses the best epoch; fewer
             than 200 labels are all learned from, and the last epoch is kept.
         seed: Of weights, splits and order. Equal seeds give equal models on one machine.
@@ -181,7 +183,8 @@ class CrysXPPRegressor(RegressorMixin, CrysXPPEstimator):  # type: ignore[misc]
         Returns:
             In the units of the labels: a Series or DataFrame with the index of ``X`` and the
             names of the targets if ``X`` is of pandas, else an array, ``(n,)`` or
-            ``(n, n_targets)`` as ``y`` was.
+            ``(n, n_targets)`` as ``y`` was. (scikit-learn's stacking needs arrays: give it
+            ``list(X)``.)
 
         Raises:
             NotFittedError: nothing was learned yet.
@@ -283,7 +286,7 @@ class CrysXPPRegressor(RegressorMixin, CrysXPPEstimator):  # type: ignore[misc]
         crystals = read_crystals(X, self.converter_)
         crystals.refuse_errors()
         _, labels = self._match_labels(y, crystals)
-        problem = self._same_problem(labels)
+        problem = self._problem(labels)
         self.calibration_ = self._calibrated(
             self.members_, crystals.graphs, problem, "the rows given to calibrate"
         )
@@ -327,7 +330,8 @@ class CrysXPPRegressor(RegressorMixin, CrysXPPEstimator):  # type: ignore[misc]
     ) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
         labels = read_labels(y, crystals)
         values = labels.values
-        names = self._names(labels.names, values.shape[1])
+        columns = self._column_labels(labels.columns, values.shape[1])
+        names = [str(column) for column in columns]
         transforms = choose_transforms(self.transform, names)
         for target, (name, kind) in enumerate(zip(names, transforms, strict=True)):
             transform = get_transform(kind)
@@ -341,6 +345,7 @@ class CrysXPPRegressor(RegressorMixin, CrysXPPEstimator):  # type: ignore[misc]
                 self._label_errors[int(position)] = f"{name} unfit for transform: {reason}"
             values[refused, target] = np.nan
         self.target_names_ = names
+        self._columns = columns
         self._transforms = transforms
         self._one_dimensional = labels.one_dimensional
         self.units_ = self._unit_list(names)
@@ -368,7 +373,7 @@ class CrysXPPRegressor(RegressorMixin, CrysXPPEstimator):  # type: ignore[misc]
         names, values = self.target_names_, labels.values
         if values.shape[1] != len(names):
             raise DataError(f"y has {values.shape[1]} targets, the model predicts {len(names)}.")
-        found = labels.names or []
+        found = [str(column) for column in labels.columns or []]
         if set(found) == set(names):
             return values[:, [found.index(name) for name in names]]
         if len(names) > 1 and set(found) & set(names):
@@ -378,24 +383,40 @@ class CrysXPPRegressor(RegressorMixin, CrysXPPEstimator):  # type: ignore[misc]
             )
         return values  # nameless, or named otherwise
 
-    def _problem(self, labels: NDArray[np.float64]) -> Problem:
-        problem = self._same_problem(labels)
+    def _settle(self, labels: NDArray[np.float64]) -> None:
+        self._problem(labels)  # every target has a label
         for name, column in zip(self.target_names_, labels.T, strict=True):
             if np.nanmin(column) == np.nanmax(column):
                 warnings.warn(
                     f"all labels of {name!r} are equal; the model will predict that value for "
                     "every crystal.",
-                    stacklevel=4,
+                    stacklevel=5,
                 )
-        return problem
 
-    def _same_problem(self, labels: NDArray[np.float64]) -> Problem:
+    def _problem(self, labels: NDArray[np.float64]) -> Problem:
         targets = np.empty_like(labels)
         for target, kind in enumerate(self._transforms):
             if np.isnan(labels[:, target]).all():
                 raise DataError(f"the target {self.target_names_[target]!r} has no label at all.")
             targets[:, target] = get_transform(kind).forward(labels[:, target])
-        return Problem(targets, targets.shape[1])
+        return Problem(targets, targets.shape[1], floors=self._floors)
+
+    @property
+    def _floors(self) -> NDArray[np.float64]:
+        """What lower outputs of a network are taken for, target by target."""
+        return np.array([get_transform(kind).floor for kind in self._transforms])
+
+    def _outputs(self, networks: Sequence[CrysXPP], graphs: CrystalGraphs) -> NDArray[np.float64]:
+        return np.maximum(super()._outputs(networks, graphs), self._floors)
+
+    def _check_learnable(self, problem: Problem, train: NDArray[np.int64]) -> None:
+        without = np.isnan(problem.targets[train]).all(axis=0)
+        if without.any():
+            raise DataError(
+                f"the rows that are left to learn from have no label of "
+                f"{self.target_names_[int(without.argmax())]!r}; choose other groups or another "
+                "seed, or set validation_fraction=0."
+            )
 
     def _strata(self, problem: Problem) -> NDArray[np.int64] | None:
         """Every target keeps a label in training: its rarest one is a class of its own."""
@@ -407,18 +428,22 @@ class CrysXPPRegressor(RegressorMixin, CrysXPPEstimator):  # type: ignore[misc]
             strata[~np.isnan(problem.targets[:, target])] = target
         return strata
 
-    def _names(self, found: list[str] | None, n_targets: int) -> list[str]:
+    def _column_labels(self, found: list[Any] | None, n_targets: int) -> list[Any]:
+        """What the targets are called: given, as in ``y``, or by number."""
         if self.target_names is None:
             default = ["target"] if n_targets == 1 else [f"target {i}" for i in range(n_targets)]
-            names = found or default
+            labels = found or default
         else:
             given = self.target_names
-            names = [given] if isinstance(given, str) else [str(name) for name in given]
-            if len(names) != n_targets:
-                raise SettingsError(f"target_names has {len(names)} names for {n_targets} targets.")
+            labels = [given] if isinstance(given, str) else list(given)
+            if len(labels) != n_targets:
+                raise SettingsError(
+                    f"target_names has {len(labels)} names for {n_targets} targets."
+                )
+        names = [str(label) for label in labels]
         if len(set(names)) < len(names):
             raise SettingsError(f"two targets have one name: {', '.join(names)}.")
-        return names
+        return labels
 
     def _unit_list(self, names: list[str]) -> list[str]:
         units = self.units
@@ -447,8 +472,8 @@ class CrysXPPRegressor(RegressorMixin, CrysXPPEstimator):  # type: ignore[misc]
         single = values.shape[1] == 1
         if crystals.labels is not None:
             if single:
-                return pd.Series(values[:, 0], index=crystals.labels, name=self.target_names_[0])
-            return pd.DataFrame(values, index=crystals.labels, columns=self.target_names_)
+                return pd.Series(values[:, 0], index=crystals.labels, name=self._columns[0])
+            return pd.DataFrame(values, index=crystals.labels, columns=self._columns)
         return values[:, 0] if single and self._one_dimensional else values
 
     def _output(self, target: Any) -> tuple[int, str, str]:
@@ -463,6 +488,8 @@ class CrysXPPRegressor(RegressorMixin, CrysXPPEstimator):  # type: ignore[misc]
         kind, unit = self._transforms[number], self.units_[number]
         if kind is None:
             return number, names[number], unit
+        if kind == "nonnegative":
+            return number, f"{names[number]} (0 where negative)", unit
         return number, f"{kind}({names[number]}{f' / {unit}' if unit else ''})", ""
 
     def _target_texts(self) -> list[str]:

@@ -50,7 +50,8 @@ def golden_predictions(
     crystals = golden_crystals()
     table = pd.Series(list(crystals.values()), index=list(crystals), dtype=object)
     if isinstance(estimator, CrysXPPClassifier):
-        predicted = pd.DataFrame(estimator.predict_proba(table))
+        probabilities = estimator.predict_proba(table)
+        predicted = pd.DataFrame(probabilities, index=table.index, columns=estimator.classes_)
     elif len(estimator.members_) == 1:
         predicted = pd.DataFrame(cast("pd.Series[Any]", estimator.predict(table)))
     else:

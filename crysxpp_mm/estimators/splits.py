@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -53,7 +54,7 @@ def split_rows(
         strata: Class of each row; every class keeps a row in training.
 
     Raises:
-        DataError: all rows are of one group.
+        DataError: no group can be held out.
     """
     everything = np.arange(n_rows)
     if fraction == 0 or n_rows < MIN_VALIDATED:
@@ -61,7 +62,7 @@ def split_rows(
     rng = np.random.default_rng([seed, 0])
     wanted = max(1, round(fraction * n_rows))
     if groups is not None:
-        held_out = draw_groups(groups, wanted, rng)
+        held_out = draw_groups(groups, wanted, rng, strata)
         return everything[~held_out], everything[held_out]
     order = rng.permutation(n_rows)
     if strata is not None:
@@ -72,26 +73,60 @@ def split_rows(
 
 
 def draw_groups(
-    groups: NDArray[np.int64], wanted: int, rng: np.random.Generator
+    groups: NDArray[np.int64],
+    wanted: int,
+    rng: np.random.Generator,
+    strata: NDArray[np.int64] | None = None,
 ) -> NDArray[np.bool_]:
-    """Which rows to hold out: whole groups, drawn until they have at least ``wanted`` rows.
+    """Which rows to hold out: whole groups, with as near to ``wanted`` rows as their order allows.
 
-    One group at least is left.
+    In random order a group is taken if the number of rows comes nearer to ``wanted`` with it. If
+    all are too large, the smallest is taken; a number that is half or twice what is wanted brings
+    a warning.
 
     Args:
         groups: Group of each row, as a number.
         wanted: Rows to hold out.
         rng: What draws.
+        strata: Class of each row; every class keeps a row that is not held out.
 
     Raises:
-        DataError: all rows are of one group.
+        DataError: all rows are of one group, or no group can go because of the classes.
     """
-    names, sizes = np.unique(groups, return_counts=True)
+    names, codes, sizes = np.unique(groups, return_inverse=True, return_counts=True)
     if len(names) < 2:
         raise DataError(
             "all rows are of one group, so none can be held out; choose other groups, or hold out "
             "no share."
         )
-    order = rng.permutation(len(names))
-    count = min(int(np.searchsorted(np.cumsum(sizes[order]), wanted)) + 1, len(names) - 1)
-    return np.isin(groups, names[order[:count]])
+    kinds = np.zeros(len(groups), dtype=np.int64)
+    if strata is not None:
+        kinds = np.unique(strata, return_inverse=True)[1]
+    left = np.bincount(kinds)  # rows of each class that are not held out
+
+    def members(group: int) -> NDArray[np.int64]:
+        return np.bincount(kinds[codes == group], minlength=len(left))
+
+    taken: list[int] = []
+    count = 0
+    for group in rng.permutation(len(names)).tolist():
+        nearer = abs(count + sizes[group] - wanted) < abs(count - wanted)
+        if nearer and (left > (gone := members(group))).all():
+            taken.append(group)
+            count += int(sizes[group])
+            left = left - gone
+    if not taken:
+        small = [group for group in np.argsort(sizes).tolist() if (left > members(group)).all()]
+        if not small:
+            raise DataError(
+                "no group can be held out, because each has all the rows of some class or target; "
+                "choose other groups, or hold out no share."
+            )
+        taken, count = small[:1], int(sizes[small[0]])
+    if not wanted / 2 <= count <= 2 * wanted:
+        warnings.warn(
+            f"whole groups make {count} of {len(groups)} rows that are held out, where {wanted} "
+            "were asked for; with smaller groups it would be nearer.",
+            stacklevel=2,
+        )
+    return np.isin(codes, taken)

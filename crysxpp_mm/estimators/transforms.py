@@ -22,12 +22,14 @@ class TargetTransform:
         inverse: Back.
         domain: Which labels it takes, in words.
         accepts: Which labels it takes; NaN is no matter.
+        floor: Predictions below it, in what is learned, are taken for it, in the loss as well.
     """
 
     forward: Callable[[Numbers], Numbers]
     inverse: Callable[[Numbers], Numbers]
     domain: str
     accepts: Callable[[Numbers], NDArray[np.bool_]]
+    floor: float = -np.inf
 
 
 def _same(values: Numbers) -> Numbers:
@@ -36,6 +38,10 @@ def _same(values: Numbers) -> Numbers:
 
 def _positive(values: Numbers) -> NDArray[np.bool_]:
     return values > 0
+
+
+def _not_negative(values: Numbers) -> NDArray[np.bool_]:
+    return values >= 0
 
 
 def _power_of_ten(values: Numbers) -> Numbers:
@@ -61,10 +67,17 @@ TRANSFORMS: dict[str, TargetTransform] = {
     ),
     "sqrt": TargetTransform(
         forward=np.sqrt,
-        # Predictions below zero are taken for zero.
         inverse=lambda values: np.square(np.maximum(values, 0.0)),
         domain="numbers of at least 0",
-        accepts=lambda values: values >= 0,
+        accepts=_not_negative,
+        floor=0.0,
+    ),
+    "nonnegative": TargetTransform(
+        forward=_same,
+        inverse=lambda values: np.maximum(values, 0.0),
+        domain="numbers of at least 0",
+        accepts=_not_negative,
+        floor=0.0,
     ),
 }
 """What ``transform`` may name."""

@@ -63,6 +63,16 @@ class CrystalGraphs:
     def __len__(self) -> int:
         return len(self.atom_offsets) - 1
 
+    def __getitem__(self, index: int) -> CrystalGraphs:
+        """The graph at ``index``, so that scikit-learn can split graphs as it splits lists.
+
+        Raises:
+            IndexError: there is no such graph.
+        """
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"graph index {index} is out of range for {len(self)} graphs.")
+        return self.select([index])
+
     @property
     def n_atoms(self) -> NDArray[np.int64]:
         """Number of sites of each crystal, shape ``(n_graphs,)``."""

@@ -205,15 +205,16 @@ class FineTuneConfig(MSONable):
                 raise SettingsError(
                     f"{name} must be a whole number of at least {minimum}, got {value!r}."
                 )
+            object.__setattr__(self, name, int(value))  # plain, also where it was of numpy
         for name in ("learning_rate", "gradient_clip"):
-            value = _number(name, getattr(self, name))
+            value = self._number(name)
             if not 0 < value < float("inf"):
                 raise SettingsError(f"{name} must be positive, got {value!r}.")
         for name in ("encoder_rate", "selector_rate", "weight_decay", "sparsity"):
-            value = _number(name, getattr(self, name))
+            value = self._number(name)
             if not 0 <= value < float("inf"):
                 raise SettingsError(f"{name} must be 0 or more, got {value!r}.")
-        fraction = _number("validation_fraction", self.validation_fraction)
+        fraction = self._number("validation_fraction")
         if not 0 <= fraction < 1:
             raise SettingsError(
                 f"validation_fraction must be at least 0 and less than 1, got {fraction!r}."
@@ -221,12 +222,14 @@ class FineTuneConfig(MSONable):
         if self.loss not in ("l1", "mse"):
             raise SettingsError(f"loss must be 'l1' or 'mse', got {self.loss!r}.")
 
+    def _number(self, name: str) -> float:
+        """The value of an option, which is kept as a plain number."""
+        value = getattr(self, name)
+        if isinstance(value, bool) or not isinstance(value, Real):
+            raise SettingsError(f"{name} must be a number, got {value!r}.")
+        object.__setattr__(self, name, float(value))
+        return float(value)
+
     def to_plain(self) -> dict[str, Any]:
         """All settings as plain JSON data."""
         return asdict(self)
-
-
-def _number(name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise SettingsError(f"{name} must be a number, got {value!r}.")
-    return float(value)

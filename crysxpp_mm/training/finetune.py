@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import warnings
@@ -15,7 +14,7 @@ import lightning
 import numpy as np
 import pandas as pd
 import torch
-from lightning.pytorch.callbacks import Callback, EarlyStopping
+from lightning.pytorch.callbacks import Callback
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
@@ -28,15 +27,21 @@ from crysxpp_mm.graph.backend import Graph
 from crysxpp_mm.graph.batch import atom_batches
 from crysxpp_mm.models.crysxpp import CrysXPP, FeatureSelector
 from crysxpp_mm.serialization import read_document, write_document
+from crysxpp_mm.threads import is_forked
+from crysxpp_mm.training.checkpoints import (
+    CHECKPOINT,
+    MODEL,
+    Patience,
+    SaveCheckpoint,
+    check_run,
+    ctrl_c_as_usual,
+)
 from crysxpp_mm.training.config import FineTuneConfig
-from crysxpp_mm.training.curves import CurveRecorder
-from crysxpp_mm.training.pretrain import CHECKPOINT, MODEL, SaveCheckpoint
+from crysxpp_mm.training.curves import CURVES, CurveRecorder
 
 Task = Literal["regression", "classification"]
 
 MONITOR = "val_loss"
-RUN = "run.json"
-CURVES = "curves.csv"
 SETTLED = 0.7
 """Share of the epochs before those that may be the best.
 
@@ -143,6 +148,7 @@ class FineTuneModule(lightning.LightningModule):
         *,
         task: Task,
         class_weights: Tensor | None = None,
+        floors: Tensor | None = None,
         trained: bool = False,
     ) -> None:
         super().__init__()
@@ -151,14 +157,16 @@ class FineTuneModule(lightning.LightningModule):
         self.task = task
         self.trained = trained
         self.register_buffer("class_weights", class_weights)
+        self.register_buffer("floors", floors)
 
     def on_train_epoch_start(self) -> None:
         """Freeze or thaw everything before the readout; keep the statistics of a trained model."""
         frozen = self.current_epoch < self.config.frozen_epochs
-        for part in (self.model.encoder, self.model.selector):
-            if part is not None:
-                part.requires_grad_(not frozen)
-        self.model.encoder.train(not (frozen or self.trained))
+        fixed = frozen or self.config.encoder_rate == 0
+        self.model.encoder.requires_grad_(not fixed)
+        if self.model.selector is not None:
+            self.model.selector.requires_grad_(not frozen)
+        self.model.encoder.train(not (fixed or self.trained))
 
     def _loss(self, batch: FineTuneBatch) -> tuple[Tensor, int]:
         """Loss of a batch and how many labels it is the mean of."""
@@ -167,6 +175,11 @@ class FineTuneModule(lightning.LightningModule):
             weights = self.class_weights
             assert weights is None or isinstance(weights, Tensor)
             return functional.cross_entropy(prediction, batch.targets, weights), len(prediction)
+        if self.floors is not None:
+            assert isinstance(self.floors, Tensor)
+            # Where the label is above the floor, a prediction below it keeps its gradient.
+            floored = torch.maximum(prediction, self.floors)
+            prediction = torch.where(batch.targets > self.floors, prediction, floored)
         known = ~torch.isnan(batch.targets)
         error = prediction[known] - batch.targets[known]
         terms = error.abs() if self.config.loss == "l1" else error.square()
@@ -397,6 +410,7 @@ def fine_tune(
     validation: NDArray[np.int64],
     task: Task = "regression",
     class_weights: NDArray[np.floating] | None = None,
+    floors: NDArray[np.floating] | None = None,
     trained: bool = False,
     checkpoint_dir: str | os.PathLike[str] | None = None,
     run_id: str = "",
@@ -420,6 +434,8 @@ def fine_tune(
         validation: Rows that choose the best epoch; if empty, the last epoch is kept.
         task: What the targets are.
         class_weights: Weight of each class in the loss, shape ``(n_classes,)``.
+        floors: Least standardized targets, shape ``(n_targets,)``, ``-inf`` where there is none: to
+            predict less of a crystal that has the least is no error.
         trained: Whether the model has learned from labels before. Then the readout keeps the
             measure of its input and the batch norms keep their statistics.
         checkpoint_dir: Folder of the run, made if absent.
@@ -435,20 +451,20 @@ def fine_tune(
 
     Raises:
         DataError: there is nothing to learn from, or a row is in both sets.
-        SettingsError: the folder holds another run.
+        SettingsError: the folder holds another run, or is damaged.
         FloatingPointError: the loss is no longer finite.
+        KeyboardInterrupt: Ctrl-C; with a folder, the same call goes on from the last epoch.
     """
     if not len(train):
         raise DataError("there are no crystals to learn from.")
     if len(np.intersect1d(train, validation)):
         raise DataError("a crystal is in the training and in the validation set.")
     folder = None if checkpoint_dir is None else Path(checkpoint_dir)
-    resume = folder is not None and _check_run(folder, run_id)
+    resume = folder is not None and check_run(folder, {"run_id": run_id})
     if folder is not None and (folder / MODEL).exists():
-        finished = CrysXPP.from_dict(read_document(folder / MODEL))
-        model.load_state_dict(finished.state_dict())
-        model.eval()
-        return pd.read_csv(folder / CURVES)
+        return _read_back(model, folder)
+    if is_forked():
+        torch.set_num_threads(1)  # the pool of threads of the parent did not come along
     if not trained:
         sizes = graphs.n_atoms[train]
         order = np.random.default_rng([config.seed, 2]).permutation(len(train))
@@ -456,12 +472,16 @@ def fine_tune(
         calibrate_readout(model, graphs.select(train[order[first]]))
     model.train()
     dtype = torch.long if task == "classification" else torch.float32
+    labels = torch.as_tensor(targets, dtype=dtype)
     weights = None if class_weights is None else torch.as_tensor(class_weights, dtype=torch.float32)
-    module = FineTuneModule(model, config, task=task, class_weights=weights, trained=trained)
+    least = None if floors is None else torch.as_tensor(floors, dtype=dtype)
+    module = FineTuneModule(
+        model, config, task=task, class_weights=weights, floors=least, trained=trained
+    )
     data = LabelledData(
         model,
         graphs,
-        torch.as_tensor(targets, dtype=dtype),
+        labels,
         config,
         train=train,
         validation=validation,
@@ -470,14 +490,15 @@ def fine_tune(
     curves, best = Curves(folder), KeepBest(settled)
     callbacks: list[Callback] = [curves, best]
     if len(validation) and config.patience is not None:
-        callbacks.append(EarlyStopping(MONITOR, patience=config.patience, strict=False))
+        callbacks.append(Patience(MONITOR, patience=config.patience, strict=False))
     if folder is not None:
         callbacks.append(SaveCheckpoint(folder))
     if pbar:
         callbacks.append(EpochBar(label))
     if accelerator == "auto":
-        accelerator = "cuda" if torch.cuda.is_available() else "cpu"
-    with _quiet_lightning(), torch.random.fork_rng(devices=[]):  # loaders draw a seed
+        accelerator = "cuda" if torch.cuda.is_available() and not is_forked() else "cpu"
+    # Loaders draw a seed.
+    with _quiet_lightning(), ctrl_c_as_usual(), torch.random.fork_rng(devices=[]):
         trainer = lightning.Trainer(
             accelerator=accelerator,
             devices=devices,
@@ -508,19 +529,16 @@ def fine_tune(
     return curve
 
 
-def _check_run(folder: Path, run_id: str) -> bool:
-    """Whether the folder holds a checkpoint of this very run; starts the record if not.
+def _read_back(model: CrysXPP, folder: Path) -> pd.DataFrame:
+    """The curve of a finished run, and its weights into ``model``.
 
     Raises:
-        SettingsError: it holds another run.
+        SettingsError: the folder lacks the curve.
+        ModelFileError: its model is damaged.
     """
-    record = folder / RUN
-    if record.exists():
-        if json.loads(record.read_text()).get("run_id") != run_id:
-            raise SettingsError(
-                f"{folder} holds another run; choose another folder, or remove it to start afresh."
-            )
-    else:
-        folder.mkdir(parents=True, exist_ok=True)
-        record.write_text(json.dumps({"run_id": run_id}))
-    return (folder / CHECKPOINT).exists()
+    finished = CrysXPP.from_dict(read_document(folder / MODEL))
+    if not (folder / CURVES).exists():
+        raise SettingsError(f"{folder} lacks {CURVES}; remove it to start afresh.")
+    model.load_state_dict(finished.state_dict())
+    model.eval()
+    return pd.read_csv(folder / CURVES)

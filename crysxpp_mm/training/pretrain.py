@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import time
@@ -13,7 +12,7 @@ from typing import Any
 import lightning
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping, TQDMProgressBar
+from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -24,6 +23,15 @@ from crysxpp_mm.graph.converter import CrystalGraphConverter
 from crysxpp_mm.losses import ReconstructionLoss, reconstruction_loss
 from crysxpp_mm.models.crysae import CrysAE
 from crysxpp_mm.training.batches import EpochOfBatches, PretrainBatch
+from crysxpp_mm.training.checkpoints import (
+    CHECKPOINT,
+    MODEL,
+    Patience,
+    SaveCheckpoint,
+    check_run,
+    ctrl_c_as_usual,
+    write_record,
+)
 from crysxpp_mm.training.config import PretrainConfig
 from crysxpp_mm.training.curves import CurveRecorder
 from crysxpp_mm.training.reconstruction import measure_reconstruction
@@ -31,9 +39,6 @@ from crysxpp_mm.version import __version__
 
 logger = logging.getLogger(__name__)
 
-CHECKPOINT = "last.ckpt"
-MODEL = "model.json.gz"
-RUN = "run.json"
 MONITOR = "val_total"
 
 
@@ -172,21 +177,6 @@ class SaveBest(Callback):
             pl_module.model.save(self.out / MODEL)
 
 
-class SaveCheckpoint(Checkpoint):
-    """After every epoch, save all that is needed to go on; complete or not at all."""
-
-    def __init__(self, out: Path) -> None:
-        self.out = out
-
-    def on_train_epoch_end(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
-    ) -> None:
-        """Lightning calls checkpoint callbacks last, when the others know the epoch."""
-        temporary = self.out / f".{CHECKPOINT}"
-        trainer.save_checkpoint(temporary, False)  # not the weights alone
-        temporary.replace(self.out / CHECKPOINT)
-
-
 class StopByTime(Callback):
     """End the run at the end of an epoch, once so many seconds have passed since it started."""
 
@@ -252,6 +242,7 @@ def pretrain(
         SettingsError: the folder holds a run with other settings or other data, or
             ``max_minutes`` is not positive.
         FloatingPointError: the loss is no longer finite.
+        KeyboardInterrupt: Ctrl-C; the same call goes on from the last epoch.
     """
     if max_minutes is not None and not max_minutes > 0:
         raise SettingsError(f"max_minutes must be positive, got {max_minutes}.")
@@ -259,7 +250,6 @@ def pretrain(
     train, validation = split_crystals(len(graphs), config)
     if len(train) < 2:
         raise DataError(f"pretraining needs at least two crystals, got {len(train)}.")
-    folder.mkdir(parents=True, exist_ok=True)
     run = {
         "config": config.to_plain(),
         "data_hash": data_hash,
@@ -268,7 +258,7 @@ def pretrain(
         "n_validation": len(validation),
         "version": __version__,
     }
-    resume = _check_run(folder, run)
+    resume = check_run(folder, run)
 
     data = CrystalData(graphs, config, train=train, validation=validation, num_workers=num_workers)
     steps = sum(len(data.epoch(epoch, shuffle=True)) for epoch in range(config.max_epochs))
@@ -280,7 +270,7 @@ def pretrain(
     callbacks: list[Callback] = [
         CurveRecorder(folder),
         saver,
-        EarlyStopping(
+        Patience(
             MONITOR if len(validation) else "train_total", patience=config.patience, strict=False
         ),
         SaveCheckpoint(folder),
@@ -290,7 +280,7 @@ def pretrain(
     if pbar:
         callbacks.append(TQDMProgressBar())
     started = time.monotonic()
-    with warnings.catch_warnings():
+    with ctrl_c_as_usual(), warnings.catch_warnings():
         # Lightning advises loader workers; batches are cheaper than sending them.
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
@@ -325,25 +315,5 @@ def pretrain(
         results["reconstruction"] = measure_reconstruction(best, graphs.select(validation))
     best.metadata = {**run, "results": results}
     best.save(folder / MODEL)
-    (folder / RUN).write_text(json.dumps({**run, "results": results}, indent=1))
+    write_record(folder, {**run, "results": results})
     return best
-
-
-def _check_run(folder: Path, run: dict[str, Any]) -> bool:
-    """Whether the folder holds a checkpoint of this very run; starts the record if not.
-
-    Raises:
-        SettingsError: it holds another run.
-    """
-    record = folder / RUN
-    if record.exists():
-        before = json.loads(record.read_text())
-        plain = json.loads(json.dumps(run))
-        if differing := [key for key in plain if before.get(key) != plain[key]]:
-            raise SettingsError(
-                f"{folder} holds another run (differing: {', '.join(differing)}); "
-                "choose another folder, or remove it to start afresh."
-            )
-    else:
-        record.write_text(json.dumps(run, indent=1))
-    return (folder / CHECKPOINT).exists()

@@ -1,0 +1,98 @@
+"""The folder of a run: what it was asked for, where it has got to, and how it stops."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import Checkpoint, EarlyStopping
+
+from crysxpp_mm.errors import SettingsError
+from crysxpp_mm.serialization import write_whole
+
+MODEL = "model.json.gz"
+CHECKPOINT = "last.ckpt"
+RUN = "run.json"
+
+
+class SaveCheckpoint(Checkpoint):
+    """After every epoch, save all that is needed to go on; complete or not at all."""
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+
+    def on_train_epoch_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    ) -> None:
+        """Lightning calls checkpoint callbacks last, when the others know the epoch."""
+        temporary = self.out / f".{CHECKPOINT}"
+        trainer.save_checkpoint(temporary, False)  # not the weights alone
+        temporary.replace(self.out / CHECKPOINT)
+
+
+class Patience(EarlyStopping):
+    """Early stopping that also ends a run which was killed between its last epoch and its end."""
+
+    def on_train_start(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    ) -> None:
+        """Stop before an epoch, if the checkpoint is of a run that had run out of patience."""
+        if self.wait_count >= self.patience:
+            trainer.should_stop = True
+
+
+def write_record(folder: Path, record: Mapping[str, Any]) -> None:
+    """Write ``run.json``, complete or not at all."""
+    write_whole(folder / RUN, json.dumps(record, indent=1).encode())
+
+
+def check_run(folder: Path, record: Mapping[str, Any]) -> bool:
+    """Whether the folder, made if absent, holds a checkpoint of this very run.
+
+    Args:
+        folder: Of the run.
+        record: What tells the run from others; written where there is none yet. ``run.json`` may
+            hold more.
+
+    Raises:
+        SettingsError: the folder holds another run, or is damaged.
+    """
+    path = folder / RUN
+    advice = "choose another folder, or remove it to start afresh"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_record(folder, record)
+    else:
+        try:
+            before = dict(json.loads(path.read_text()))
+        except (ValueError, TypeError) as error:
+            raise SettingsError(f"{path} cannot be read ({error}); {advice}.") from error
+        plain = json.loads(json.dumps(record))
+        if differing := [key for key in plain if before.get(key) != plain[key]]:
+            raise SettingsError(
+                f"{folder} holds another run (differing: {', '.join(differing)}); {advice}."
+            )
+    checkpoint = folder / CHECKPOINT
+    if not checkpoint.exists():
+        return False
+    try:
+        torch.load(checkpoint, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise SettingsError(f"{checkpoint} is damaged; {advice}.") from error
+    return True
+
+
+@contextmanager
+def ctrl_c_as_usual() -> Iterator[None]:
+    """Turn the exit that Lightning makes of Ctrl-C into a KeyboardInterrupt again."""
+    try:
+        yield
+    except SystemExit as stop:
+        if isinstance(stop.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from stop
+        raise
