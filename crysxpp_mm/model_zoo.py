@@ -57,13 +57,17 @@ def _shipped() -> Iterator[Path]:
     yield from sorted(path.parent for path in pretrained_folder().glob(f"*/{MODEL_FILE}"))
 
 
+def _names() -> list[str]:
+    return [folder.name for folder in _shipped()]
+
+
 def model_path(name: str) -> Path:
     """File of a shipped model.
 
     Raises:
         UnknownModelError: there is no model of that name; the message lists those there are.
     """
-    names = [folder.name for folder in _shipped()]
+    names = _names()
     if name not in names:
         raise UnknownModelError(
             f"there is no model {name!r}; there are {', '.join(names)}, and a saved model can be "
@@ -92,12 +96,15 @@ def load_model(name: str | os.PathLike[str]) -> Any:
         UnknownModelError: there is neither.
         ModelFileError: the file is damaged, foreign or of a later format.
     """
-    path = Path(name) if is_path(name) else model_path(os.fspath(name))
+    if is_path(name) or (Path(name).is_file() and os.fspath(name) not in _names()):
+        path = Path(name)
+    else:
+        path = model_path(os.fspath(name))
     if not path.is_file():
         raise UnknownModelError(f"there is no model file {path}.")
     document = read_document(path)
     kind = document.get("@class")
-    if kind not in _KINDS:
+    if not isinstance(kind, str) or kind not in _KINDS:
         raise ModelFileError(f"{path} holds a {kind!r}, which is no model of this package.")
     try:
         return _model_class(kind).from_dict(document)
@@ -121,9 +128,11 @@ def list_models() -> pd.DataFrame:
     Returns:
         Columns ``name``; ``kind``, the class; ``description``; ``target`` and ``unit`` of a
         predictor, those of several targets with commas between; ``n_train``, crystals learned
-        from; ``test_mae``, mean absolute error on crystals that were held out, in that unit (a
-        text if there are several targets); ``hidden_dim`` and ``n_convs`` of the encoder;
-        ``path``. What is not known or makes no sense for a model is None, NaN or empty.
+        from, those that chose the best epoch included; ``test_mae``, mean absolute error on
+        crystals that were held out, in that unit (a text if there are several targets);
+        ``test_accuracy``, the share of them whose class is right; ``hidden_dim`` and ``n_convs``
+        of the encoder; ``path``. What is not known or makes no sense for a model is None, NaN or
+        empty.
     """
     return pd.DataFrame([_facts(folder) for folder in _shipped()])
 
@@ -170,6 +179,7 @@ def _read_facts(path: Path, *stamp: int) -> dict[str, Any]:
         "unit": _join(state.get("units") or []),
         "n_train": metadata.get("n_train"),
         "test_mae": maes[0] if len(maes) == 1 else _join(maes) or None,
+        "test_accuracy": next(iter((metadata.get("test_accuracy") or {}).values()), None),
         "hidden_dim": settings.get("hidden_dim"),
         "n_convs": settings.get("n_convs"),
         "path": str(path),

@@ -10,9 +10,10 @@ import json
 import os
 import tempfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 
 import numpy as np
 import safetensors
@@ -21,10 +22,12 @@ import torch
 from monty.json import MSONable
 from torch import Tensor, nn
 
-from crysxpp_mm.errors import ModelFileError
+from crysxpp_mm.errors import CrysXPPError, ModelFileError
 
 FORMAT_VERSION = 1
 """Version of the model document; a later one is refused."""
+MAX_BYTES = 1 << 30
+"""Largest model document that is read, unpacked."""
 
 
 def weights_to_dict(module: nn.Module) -> dict[str, Any]:
@@ -51,6 +54,17 @@ def load_weights(module: nn.Module, document: Mapping[str, Any]) -> None:
         ModelFileError: the weights are damaged, of another format, or do not fit the module;
             a missing, unknown or misshapen tensor is named.
     """
+    tensors = read_weights(document)
+    check_weights(module, tensors)
+    module.load_state_dict(dict(tensors))
+
+
+def read_weights(document: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors that ``weights_to_dict`` has written.
+
+    Raises:
+        ModelFileError: they are damaged or of another format.
+    """
     if unknown := sorted(set(document) - {"format", "data", "sha256"}):
         raise ModelFileError(f"the weights have unknown keys: {', '.join(unknown)}.")
     if document.get("format") != "safetensors":
@@ -64,13 +78,17 @@ def load_weights(module: nn.Module, document: Mapping[str, Any]) -> None:
     if hashlib.sha256(data).hexdigest() != document.get("sha256"):
         raise ModelFileError("the weights do not match their sha256; the file is damaged.")
     try:
-        tensors = safetensors.torch.load(data)
+        return safetensors.torch.load(data)
     except (safetensors.SafetensorError, ValueError, KeyError) as error:
         raise ModelFileError(f"the weights are no safetensors document ({error}).") from error
-    _fill(module, tensors)
 
 
-def _fill(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+def check_weights(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Refuse tensors that are not those of ``module``, which may be on the meta device.
+
+    Raises:
+        ModelFileError: one is missing, unknown, misshapen or no number; it is named.
+    """
     expected = module.state_dict()
     if missing := sorted(set(expected) - set(tensors)):
         raise ModelFileError(f"the weights lack {', '.join(missing)}.")
@@ -86,7 +104,32 @@ def _fill(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
             )
         if value.is_floating_point() and not torch.isfinite(tensors[name]).all():
             raise ModelFileError(f"the tensor {name} holds NaN or infinite numbers.")
-    module.load_state_dict(dict(tensors))
+        if name.endswith("running_var") and (tensors[name] < 0).any():
+            raise ModelFileError(f"the tensor {name} holds negative variances.")
+
+
+@contextmanager
+def reading_model() -> Iterator[None]:
+    """Make a ModelFileError of whatever a senseless document leads to while it is read."""
+    try:
+        yield
+    except ModelFileError:
+        raise
+    except (
+        ArithmeticError,
+        AttributeError,
+        CrysXPPError,
+        LookupError,
+        MemoryError,
+        RuntimeError,  # also torch's, and of documents that are nested without end
+        TypeError,
+        ValueError,
+    ) as error:
+        reason = str(error).partition("\n")[0]
+        raise ModelFileError(
+            f"the model makes no sense ({type(error).__name__}: {reason}); if another version of "
+            "crysxpp_mm wrote it, make it again."
+        ) from error
 
 
 def write_document(document: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
@@ -108,11 +151,18 @@ def write_whole(path: Path, data: bytes) -> None:
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
-        temporary.chmod(0o644)
+        temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
     except BaseException:
         temporary.unlink()
         raise
+
+
+def _umask() -> int:
+    """The rights that new files do not get; asking is setting, so it is set back."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
 
 
 def _plain(value: Any) -> Any:
@@ -134,13 +184,17 @@ def read_document(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     source = Path(path)
     try:
-        data = source.read_bytes()
-        if data[:2] == b"\x1f\x8b":
-            data = gzip.decompress(data)
+        with source.open("rb") as file:
+            packed = file.read(2) == b"\x1f\x8b"
+            file.seek(0)
+            content: gzip.GzipFile | BinaryIO = gzip.GzipFile(fileobj=file) if packed else file
+            data = content.read(MAX_BYTES + 1)
+        if len(data) > MAX_BYTES:
+            raise ModelFileError(f"{source} is refused: it has more than {MAX_BYTES:,} bytes.")
         document = json.loads(data)
     except FileNotFoundError as error:
         raise ModelFileError(f"{source}: there is no such file.") from error
-    except (OSError, EOFError, ValueError, zlib.error) as error:
+    except (OSError, EOFError, ValueError, RecursionError, zlib.error) as error:
         raise ModelFileError(
             f"{source} is no model file, or it is damaged ({type(error).__name__}: {error})."
         ) from error

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import shutil
+import subprocess
+import sys
+import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -123,7 +126,10 @@ def test_training_on_a_table_is_that_of_the_estimator(data, crysae, tmp_path):
     assert isinstance(model, CrysXPPRegressor)
     assert (model.target_names_, model.units_, model.seed) == (["K"], ["GPa"], 3)
     assert model.n_train_ == 3
-    assert model.left_out_.to_dict("list") == {"row": ["2"], "reason": ["no label"]}
+    assert model.left_out_.to_dict("list") == {
+        "row": ["cifs/mp-1.5.cif"],
+        "reason": ["no label"],
+    }
     assert model.metadata_ == {"source": "table.csv"}
     same = CrysXPPRegressor(
         pretrained=crysae, transform="log10", units="GPa", max_epochs=2, seed=3, pbar=False
@@ -181,9 +187,9 @@ def test_held_out_crystals_are_read_once_and_kept_apart(data, tmp_path):
     assert mae is not None
     assert float(mae.group(1)) == pytest.approx(test["mae"]["gap"], rel=1e-3)
     frame = pd.read_csv(data / "table.csv", dtype=str)
-    model, rows = load_model(out), [int(name) for name in test["crystals"]]
-    crystals = [CRYSTALS[frame["id"][row]]() for row in rows]
-    truth = np.array([float(frame["gap"][row]) for row in rows])
+    model, rows = load_model(out), frame.set_index("structure").loc[test["crystals"]]
+    crystals = [CRYSTALS[name]() for name in rows["id"]]
+    truth = rows["gap"].to_numpy(dtype=float)
     known = ~np.isnan(truth)
     errors = np.abs(model.predict(crystals)[:, 0] - truth)[known]
     assert errors.mean() == pytest.approx(test["mae"]["gap"], rel=0.05)
@@ -229,10 +235,7 @@ def test_the_best_epoch_of_many_labels_is_told(tmp_path):
 
 def test_training_goes_on_after_an_interruption(data, tmp_path, monkeypatch):
     def stop(*arguments: object, **options: object) -> None:
-        try:
-            raise KeyboardInterrupt
-        except KeyboardInterrupt:  # as Lightning does
-            raise SystemExit(1)  # noqa: B904
+        raise KeyboardInterrupt
 
     out = tmp_path / "m.json.gz"
     command = ("train", data / "table.csv", "--target", "K", *small("--out", out))
@@ -247,6 +250,61 @@ def test_training_goes_on_after_an_interruption(data, tmp_path, monkeypatch):
     first = load_model(out)
     run(*kept)  # the finished run is read back
     assert load_model(out).predict([make_copper()]) == first.predict([make_copper()])
+
+
+def test_sigterm_is_no_success(data, tmp_path):
+    """Batch systems send it; what waits for the model must not go on without it."""
+    out = tmp_path / "m.json.gz"
+    command = ("train", data / "table.csv", "--target", "K", "--pretrained", "none", "--out", out)
+    more = ("--checkpoint-dir", tmp_path / "runs", "--max-epochs", 100_000)
+    child = subprocess.Popen(
+        [sys.executable, "-c", "from crysxpp_mm.cli import app; app()", *map(str, command + more)],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    )
+    try:
+        for _ in range(600):
+            if child.poll() is not None or list((tmp_path / "runs").glob("run-*/last.ckpt")):
+                break
+            time.sleep(0.1)
+        child.terminate()
+        _, text = child.communicate(timeout=60)
+    finally:
+        child.kill()
+    assert child.returncode == 143
+    assert "The same command goes on from the last checkpoint." in text
+    assert not out.exists()
+
+
+def test_a_model_is_kept_if_nobody_listens(data, tmp_path, monkeypatch):
+    def closed(text: str = "", **options: object) -> None:
+        if text.startswith("learned from"):
+            raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    monkeypatch.setattr("crysxpp_mm.cli.fine_tune.typer.echo", closed)
+    out = tmp_path / "m.json.gz"
+    run("train", data / "table.csv", "--target", "K", *small("--out", out), code=1)
+    assert load_model(out).n_train_ == 3
+
+
+def test_an_output_that_cannot_be_written_is_told_first(data, ensemble):
+    table = data / "table.csv"
+    for command in (
+        ("train", table, "--target", "K", *small("--out", table / "m.json.gz")),
+        ("predict", table, "--model", ensemble, "--out", table / "p.csv"),
+        ("featurize", table, "--out", table / "p.csv"),
+        ("graphs", table, "--out", table / "c.graphs"),
+        ("explain", table, "--model", ensemble, "--out", table / "why"),
+    ):
+        assert "cannot be written: Not a directory" in fails(*command)
+
+
+def test_groups_and_targets_may_be_the_ids(data, tmp_path):
+    labels = ("--labels", data / "labels.csv", "--target", "K", "--groups", "id")
+    out = tmp_path / "m.json.gz"
+    run("train", data / "cifs", *labels, *small("--out", out))
+    assert load_model(out).n_train_ == 3
 
 
 def test_crystals_and_labels_that_fail_are_named_or_left_out(data, tmp_path):
@@ -299,7 +357,7 @@ def test_warnings_are_one_line(data, tmp_path):
     ("options", "message"),
     [
         (["--target", "nothing"], "has no column 'nothing'; it has id, K, gap, kind, number"),
-        (["--target", "kind"], "0: kind is 'element', which is no number; correct it"),
+        (["--target", "kind"], "cifs/12.cif: kind is 'element', which is no number; correct it"),
         (["--target", "gap", "--classify"], ""),
         (["--target", "kind", "--classify", "--unit", "eV"], "--transform and --unit are for numb"),
         (["--target", "kind", "--target", "K", "--classify"], "--classify takes one --target"),
@@ -312,7 +370,10 @@ def test_warnings_are_one_line(data, tmp_path):
         (["--target", "K", "--pretrained", "none.json.gz"], "there is no model file"),
         (["--target", "K", "--groups", "K"], "--groups K is a --target; name another column."),
         (["--target", "K", "--groups", "family"], "has no column 'family'"),
-        (["--target", "K", "--groups", "gap"], "3: gap is empty; with --groups every crystal"),
+        (
+            ["--target", "K", "--groups", "gap"],
+            "cifs/008.cif: gap is empty; with --groups every",
+        ),
         (["--target", "K", "--groups", "all", "--test-fraction", 0.2], "all rows are of one group"),
     ],
 )
@@ -347,10 +408,10 @@ def test_labels_that_are_no_numbers_or_no_classes(data, tmp_path):
     frame = pd.read_csv(data / "table.csv", dtype=str)
     out = small("--out", tmp_path / "m.json.gz", "--target", "K")
     frame.assign(K="inf").to_csv(data / "table.csv", index=False)
-    assert "0: K is inf, which is no number" in fails("train", data / "table.csv", *out)
+    assert "cifs/12.cif: K is inf, which is no number" in fails("train", data / "table.csv", *out)
     frame.assign(K="1.5").to_csv(data / "table.csv", index=False)
     text = fails("train", data / "table.csv", *out, "--classify")
-    assert "0: K is 1.5; classes are texts, whole numbers or booleans" in text
+    assert "cifs/12.cif: K is 1.5; classes are texts, whole numbers or booleans" in text
 
 
 def test_other_models_are_no_encoder(data, ensemble, tmp_path):
@@ -380,7 +441,7 @@ def test_predictions_are_those_of_the_model(data, ensemble, tmp_path, monkeypatc
     options = ("--model", ensemble, "--std", "--domain", "--out", out)
     result = run("predict", data / "table.csv", *options)
     assert "4 crystals predicted, none failed." in result.stdout
-    assert "The column 'structure' is not repeated in it." in result.stdout
+    assert "is not repeated" not in result.stdout  # paths are
     assert "4/4" in result.stderr
     table = pd.read_csv(out, dtype={"id": str})
     assert table["id"].tolist() == ["12", "007", "mp-1.5", "008"]  # names stay as they are
@@ -449,29 +510,20 @@ def test_failures_are_named_or_kept(data, ensemble, tmp_path, monkeypatch):
     assert "nothing could be predicted; 007.cif: cannot be" in fails(*command, "--ignore-errors")
 
 
-def test_intervals_are_those_of_the_model(data, ensemble, tmp_path, monkeypatch):
-    def predict_interval(self: Any, X: Any, *, confidence: float) -> pd.DataFrame:  # noqa: N803
-        values = self.predict(X)
-        parts = {
-            name: pd.DataFrame(
-                {
-                    "prediction": values[:, number],
-                    "lower": values[:, number] - confidence,
-                    "upper": values[:, number] + confidence,
-                }
-            )
-            for number, name in enumerate(self.target_names_)
-        }
-        return pd.concat(parts, axis=1)
-
-    monkeypatch.setattr(CrysXPPRegressor, "predict_interval", predict_interval)
+def test_intervals_are_those_of_the_model(data, ensemble, tmp_path):
     out = tmp_path / "p.csv"
-    run("predict", data / "cifs", "--model", ensemble, "--interval", 0.8, "--out", out)
+    command = ("predict", data / "cifs", "--interval", 0.5, "--out", out, "--model")
+    assert "has no calibration crystals, which --interval needs" in fails(*command, ensemble)
+    crystals = [CRYSTALS[name]() for name in sorted(CRYSTALS)]
+    labels = pd.DataFrame({"K": [1.0, 2.0, 3.0, 4.0], "gap": [0.0, 1.0, 2.0, 3.0]})
+    model = load_model(ensemble).calibrate(crystals, labels)
+    model.save(tmp_path / "calibrated.json.gz")
+    run(*command, tmp_path / "calibrated.json.gz")
     table = pd.read_csv(out)
+    expected = model.predict_interval(crystals, confidence=0.5)
     for name in ("K", "gap"):
-        middle = table[f"{name} predicted"]
-        np.testing.assert_allclose(table[f"{name} upper"], middle + 0.8, rtol=1e-5)
-        np.testing.assert_allclose(table[f"{name} lower"], middle - 0.8, rtol=1e-5)
+        for end in ("lower", "upper"):
+            np.testing.assert_allclose(table[f"{name} {end}"], expected[name, end], rtol=1e-3)
 
 
 def test_interval_of_one_target(tmp_path):
@@ -553,13 +605,29 @@ def test_explanation_of_a_table(data, ensemble, tmp_path):
     frame.to_csv(data / "table.csv", index=False)
     out = tmp_path / "why"
     command = ("explain", data / "table.csv", "--model", ensemble, "--plots", 2, "--out", out)
-    assert "error: 1: cannot be read as a structure" in fails(*command)
+    assert "error: none.cif: cannot be read as a structure" in fails(*command)
+    assert not out.exists()
     text = run(*command, "--ignore-errors").stdout
     assert "3 crystals explained, 1 left out." in text
     assert "weights.csv, 2 pictures." in text
-    assert sorted(path.name for path in out.glob("*.png")) == ["0.weights.png", "2.weights.png"]
-    assert pd.read_csv(out / "left_out.csv")["crystal"].tolist() == [1]
-    assert pd.read_csv(out / "weights.csv")["crystal"].unique().tolist() == [0, 2, 3]
+    pictures = ["cifs_12.cif.weights.png", "cifs_mp-1.5.cif.weights.png"]
+    assert sorted(path.name for path in out.glob("*.png")) == pictures
+    assert pd.read_csv(out / "left_out.csv")["crystal"].tolist() == ["none.cif"]
+    names = [name for name in frame["structure"] if name != "none.cif"]
+    assert pd.read_csv(out / "weights.csv")["crystal"].unique().tolist() == names
+
+
+def test_explanation_replaces_an_earlier_one_and_keeps_names_apart(data, ensemble, tmp_path):
+    out = tmp_path / "why"
+    (data / "cifs" / "a").mkdir()
+    for name in ("a/x.cif", "a_x.cif"):
+        shutil.copy(data / "cifs" / "12.cif", data / "cifs" / name)
+    command = ("explain", data / "cifs", "--model", ensemble, "--out", out)
+    run(*command, "--contributions", "--target", "K", "--ignore-errors")
+    assert {"a_x.cif.weights.png", "a_x.cif-2.weights.png"} <= {p.name for p in out.iterdir()}
+    assert (out / "contributions.csv").exists()
+    run("explain", data / "cifs" / "12.cif", "--model", ensemble, "--out", out)
+    assert sorted(p.name for p in out.iterdir()) == ["12.cif.weights.png", "weights.csv"]
 
 
 def test_explanation_names_what_is_wrong(data, ensemble, classifier, crysae, tmp_path):

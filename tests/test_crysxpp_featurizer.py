@@ -464,7 +464,7 @@ def test_predictors_are_listed_with_what_they_predict(installed, fitted):
     table = list_models().set_index("name")
     assert list(table.columns) == [
         *("kind", "description", "target", "unit", "n_train"),
-        *("test_mae", "hidden_dim", "n_convs", "path"),
+        *("test_mae", "test_accuracy", "hidden_dim", "n_convs", "path"),
     ]
     assert table["kind"].tolist() == [
         *("CrysAE", "CrysXPPRegressor", "CrysXPPRegressor", "CrysXPPClassifier"),
@@ -481,10 +481,14 @@ def test_predictors_are_listed_with_what_they_predict(installed, fitted):
     model = pickle.loads(pickle.dumps(fitted["elastic"]))
     model.metadata_ = {"test_mae": {"K_VRH": 11.5, "poisson": 0.02}}
     model.save(table.loc["elastic", "path"])
+    model = pickle.loads(pickle.dumps(fitted["metal"]))
+    model.metadata_ = {"test_accuracy": {"class": 0.9}}
+    model.save(table.loc["metal", "path"])
     try:
         table = list_models().set_index("name")
         assert table.loc["energy", ["description", "test_mae"]].tolist() == ["energies", 0.07]
         assert table.loc["elastic", "test_mae"] == "11.5, 0.02"
+        assert table["test_accuracy"].dropna().to_dict() == {"metal": 0.9}
     finally:
-        for name in ("elastic", "energy"):
+        for name in ("elastic", "energy", "metal"):
             fitted[name].save(table.loc[name, "path"])

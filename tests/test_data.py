@@ -273,8 +273,31 @@ def test_tables_keep_their_other_columns(tmp_path, folder):
     for name in (*tables, "split.json", "rows.json.gz"):
         source = open_structures(tmp_path / name)
         assert source.table is not None, name
-        assert source.table.to_dict("list") == frame.to_dict("list"), name
+        paths = tables[name][["structure"]] if name == "path.csv" else None
+        kept = frame if paths is None else frame.join(paths)  # which say what a row is
+        assert source.table.to_dict("list") == kept[list(source.table)].to_dict("list"), name
+        assert len(source.table.columns) == len(kept.columns)
+        assert source.names == (["0", "1"] if paths is None else paths["structure"].tolist())
         assert [s.reduced_formula for s in read(source).values()] == ["NaCl", "Cu"], name
+
+
+def test_rows_are_called_by_their_paths_if_these_tell_them_apart(tmp_path):
+    make_copper().to(filename=str(tmp_path / "cu.cif"))
+    table = pd.DataFrame({"structure": ["cu.cif", None, make_nacl().to(fmt="cif")], "y": [1, 2, 3]})
+    table.to_csv(tmp_path / "t.csv", index=False)
+    source = open_structures(tmp_path / "t.csv")
+    assert source.names == ["cu.cif", "1", "2"]
+    assert source.table.to_dict("list") == {"structure": ["cu.cif", None, None], "y": [1, 2, 3]}
+    with pytest.raises(DataError, match="1: the cell is empty"):
+        read(source)
+    pd.concat([table[:1], table[:1]]).to_csv(tmp_path / "t.csv", index=False)
+    assert open_structures(tmp_path / "t.csv").names == ["0", "1"]
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path):
+    (tmp_path / "a.csv").write_text("structure,y,y\nx.cif,1,2\n")
+    with pytest.raises(DataError, match=r"a\.csv has two columns 'y'; rename one"):
+        read_table(tmp_path / "a.csv")
 
 
 def test_cells_of_a_csv_table_keep_their_value(tmp_path):

@@ -6,7 +6,10 @@ import gzip
 import inspect
 import json
 import multiprocessing
+import os
+import stat
 from dataclasses import fields
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -555,6 +558,18 @@ def _rehash(document):
         (lambda d: (d["state"].pop("units"), _rehash(d)), "lacks 'units'"),
         (lambda d: (d["state"].update(extra=1), _rehash(d)), "unknown keys: extra"),
         (lambda d: (d["state"].update(members=[]), _rehash(d)), "no members"),
+        (lambda d: (d["state"].update(members=5), _rehash(d)), "makes no sense .*TypeError"),
+        (lambda d: (d["state"].update(history=None), _rehash(d)), "makes no sense"),
+        (lambda d: (d["state"].update(embedder=5), _rehash(d)), "makes no sense"),
+        (lambda d: (d["state"].update(n_train="x"), _rehash(d)), "makes no sense"),
+        (lambda d: (d["state"].update(learning_curve={}), _rehash(d)), "curve lack columns"),
+        (lambda d: (d["state"].update(columns=[]), _rehash(d)), "targets or .* lack columns"),
+        (lambda d: (d["state"].update(target_names=[]), _rehash(d)), "units or transforms are not"),
+        (lambda d: (d["state"].update(transforms=[]), _rehash(d)), "units or transforms are not"),
+        (lambda d: (d["state"].update(units=[]), _rehash(d)), "units or transforms are not"),
+        (lambda d: (d["settings"].update(max_epochs=-1), _rehash(d)), "max_epochs must be"),
+        (lambda d: (d.update(settings=None), _rehash(d)), "makes no sense .*TypeError"),
+        (lambda d: (d.update(metadata=None), _rehash(d)), "makes no sense .*AttributeError"),
         (lambda d: (d["state"].update(transforms=["exp"]), _rehash(d)), "unknown transform"),
         (
             lambda d: (d["state"]["members"][0]["settings"].update(readout_dim=5), _rehash(d)),
@@ -572,6 +587,26 @@ def test_damaged_documents_are_refused(fitted, tmp_path, change, message):
     for load in (load_model, CrysXPPRegressor.load):
         with pytest.raises(ModelFileError, match=f"model.json.gz: .*{message}"):
             load(path)
+
+
+def test_classes_that_are_none_are_refused(fitted_classifier):
+    for classes, message in (([["a", "b"]], "no list"), (["a", "b", "c"], "3 outputs")):
+        document = json.loads(json.dumps(fitted_classifier.as_dict()))
+        document["state"]["classes"] = classes
+        _rehash(document)
+        with pytest.raises(ModelFileError, match=message):
+            CrysXPPClassifier.from_dict(document)
+
+
+def test_names_and_rights_of_files(fitted, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    mask = os.umask(0o077)
+    try:
+        fitted.save("plain")  # a file without a suffix
+    finally:
+        os.umask(mask)
+    assert stat.S_IMODE(Path("plain").stat().st_mode) == 0o600
+    assert np.array_equal(load_model("plain").predict(SALTS), fitted.predict(SALTS))
 
 
 def test_any_changed_byte_is_refused(fitted, tmp_path):

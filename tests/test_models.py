@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import hashlib
 import json
 import pickle
@@ -19,6 +20,7 @@ from monty.serialization import dumpfn, loadfn
 from pymatgen.core import Lattice, Structure
 from torch import nn
 
+from crysxpp_mm import serialization
 from crysxpp_mm.errors import GraphError, ModelFileError, SettingsError, UnknownModelError
 from crysxpp_mm.graph.batch import ATOM_FEATURES, make_batch
 from crysxpp_mm.graph.converter import CrystalGraphConverter
@@ -369,9 +371,9 @@ DAMAGE = {
     "unknown keys: surprise": lambda d: d.update(surprise=1),
     "lacks converter": lambda d: d.pop("converter"),
     "format version 2": lambda d: d.update(format_version=2),
-    "settings of the model make no sense": lambda d: d["settings"].update(depth=3),
-    "make no sense: hidden_dim": lambda d: d["settings"].update(hidden_dim=0),
-    "make no sense: cutoff": lambda d: d["converter"].update(cutoff=-1.0),
+    "makes no sense .*depth": lambda d: d["settings"].update(depth=3),
+    "makes no sense .*hidden_dim must": lambda d: d["settings"].update(hidden_dim=0),
+    "makes no sense .*cutoff must": lambda d: d["converter"].update(cutoff=-1.0),
     "sha256": lambda d: d["weights"].update(sha256="0" * 64),
     "format 'pickle'": lambda d: d["weights"].update(format="pickle"),
     "weights have unknown keys: code": lambda d: d["weights"].update(code="x"),
@@ -384,10 +386,29 @@ DAMAGE = {
         d, lambda t: t.update({NORM: torch.ones(3)})
     ),
     "holds NaN": lambda d: retensored(d, lambda t: t[NORM].fill_(float("nan"))),
+    "holds negative variances": lambda d: retensored(
+        d, lambda t: t[NORM.replace("weight", "running_var")].fill_(-1.0)
+    ),
+    "not those of 10000000 layers": lambda d: d["settings"].update(n_convs=10_000_000),
+    "the model needs torch.float32 .*1000000": lambda d: d["settings"].update(hidden_dim=1_000_000),
+    "makes no sense .*TypeError": lambda d: d.update(settings=None),
+    "makes no sense .*AttributeError": lambda d: d.update(converter=5),
+    "is no model of this package": lambda d: d.update({"@class": ["CrysAE"]}),
     "no safetensors document": lambda d: d["weights"].update(
         data=base64.b64encode(b"junk").decode(), sha256=hashlib.sha256(b"junk").hexdigest()
     ),
 }
+
+
+def test_bombs_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(serialization, "MAX_BYTES", 10_000)
+    path = tmp_path / "bomb.json.gz"
+    path.write_bytes(gzip.compress(b" " * 100_000))
+    with pytest.raises(ModelFileError, match="is refused: it has more than 10,000"):
+        load_model(path)
+    path.write_bytes(b"[" * 9_999)
+    with pytest.raises(ModelFileError, match="is no model file, or it is damaged"):
+        load_model(path)
 
 
 @pytest.mark.parametrize("message", DAMAGE)

@@ -205,6 +205,7 @@ def test_shipped_models_are_listed_and_loaded_by_name(monkeypatch, shipped):
         "unit": "",
         "n_train": 0,
         "test_mae": None,
+        "test_accuracy": None,
         "hidden_dim": 4,
         "n_convs": 1,
         "path": str(shipped / "crysae-small" / MODEL_FILE),

@@ -415,7 +415,8 @@ def test_predictors_are_trained_tested_and_released(
     bulk = table[table["predictor"] == "crysxpp-bulk-modulus"]
     assert_allclose(bulk["mae"].iloc[0], error)
     n_known = int((~np.isnan(labelled.labels(BULK))).sum())
-    assert bulk["n_learned"].iloc[0] + bulk["n_test"].iloc[0] == n_known
+    held = bulk["n_train"].iloc[0] + bulk["n_validation"].iloc[0]
+    assert held + bulk["n_test"].iloc[0] == n_known
     assert not list((tmp_path / "models").glob("checkpoints-*"))
 
     run_predictors(**arguments, say=said.append)

@@ -221,6 +221,13 @@ def test_a_loss_that_is_not_finite_is_named():
         {"learning_rate": 0.0},
         {"gradient_clip": -1.0},
         {"schedule": "cosine"},
+        {"hidden_dim": "x"},
+        {"n_convs": 1.5},
+        {"seed": -1},
+        {"strained": "no"},
+        {"weight_decay": -0.1},
+        {"element_channel": 1},
+        {"loss_weights": 3},
     ],
 )
 def test_senseless_settings_are_refused(settings):

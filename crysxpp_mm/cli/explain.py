@@ -15,7 +15,7 @@ from crysxpp_mm.cli.inputs import find_source
 from crysxpp_mm.cli.messages import one_line, print_errors
 from crysxpp_mm.cli.options import Column, DataHome, Predictor, Source
 from crysxpp_mm.cli.predict import load_predictor
-from crysxpp_mm.cli.tables import write_table
+from crysxpp_mm.cli.tables import check_writable, write_table
 from crysxpp_mm.errors import DataError, SettingsError, StructureError, StructureTypeError
 
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ def explain(
 
     Writes weights.csv, the selector's weight of every element of a crystal and property, and a
     picture of them for each crystal; with --contributions also contributions.csv and pictures.
+    What an earlier run has written into the folder is replaced.
 
     \b
     Examples:
@@ -68,6 +69,7 @@ def explain(
     """
     if out.exists() and not out.is_dir():
         raise SettingsError(f"--out {out} is a file; give a folder to write into.")
+    check_writable(out / LEFT_OUT)
     if target is not None and not contributions:
         raise SettingsError("--target goes with --contributions; the weights are of all targets.")
     import pandas as pd
@@ -82,6 +84,7 @@ def explain(
     entries = open_structures(found, column=column)
     weights: list[pd.DataFrame] = []
     parts: list[pd.DataFrame] = []
+    shown: list[tuple[str, pd.DataFrame, Contributions | None]] = []
     errors: dict[str, str] = {}
     for name, structure in tqdm(_structures(entries, errors), total=len(entries), desc="crystals"):
         try:
@@ -95,18 +98,17 @@ def explain(
                     f"{name}: {errors[name]} (--ignore-errors leaves such crystals out.)"
                 ) from error
             continue
-        draw = len(weights) < plots
         weights.append(_weights_table(name, explanation))
-        if draw:
-            _save(plot_explanation(explanation), out, name, WEIGHTS)
+        added = None
         if contributions:
             added = estimator.contributions(structure, target=target)
             parts.append(_contributions_table(name, added))
-            if draw:
-                _save(plot_contributions(added), out, name, CONTRIBUTIONS)
+        if len(shown) < plots:
+            shown.append((name, explanation, added))
     if not weights:
         name, text = next(iter(errors.items()))
         raise DataError(f"{entries.label}: nothing could be explained; {name}: {text}")
+    _remove_earlier(out)
     tables = {WEIGHTS: weights, CONTRIBUTIONS: parts}
     written = [kind for kind, rows in tables.items() if rows]
     for kind in written:
@@ -120,9 +122,14 @@ def explain(
         else f"{len(weights)} crystals explained."
     )
     print_errors(errors, LEFT_OUT)
-    n_pictures = min(plots, len(weights)) * len(written)
+    pictures = _picture_names([name for name, _, _ in shown])
+    for picture, (_, explanation, added) in zip(pictures, shown, strict=True):
+        _save(plot_explanation(explanation), out / f"{picture}.{WEIGHTS}.png")
+        if added is not None:
+            _save(plot_contributions(added), out / f"{picture}.{CONTRIBUTIONS}.png")
     typer.echo(
-        f"Wrote to {out}: {', '.join(f'{kind}.csv' for kind in written)}, {n_pictures} pictures."
+        f"Wrote to {out}: {', '.join(f'{kind}.csv' for kind in written)}, "
+        f"{len(shown) * len(written)} pictures."
     )
 
 
@@ -142,11 +149,28 @@ def _structures(
             yield payload.name, structure
 
 
-def _save(axes: Any, out: Path, name: str, kind: str) -> None:
-    """Write a picture under the crystal's name."""
-    plain = re.sub(r"[^\w.+-]+", "_", name)
-    out.mkdir(parents=True, exist_ok=True)
-    axes.figure.savefig(out / f"{plain}.{kind}.png")
+def _save(axes: Any, path: Path) -> None:
+    axes.figure.savefig(path)
+
+
+def _remove_earlier(out: Path) -> None:
+    """Remove what this command has written into the folder before."""
+    for kind in (WEIGHTS, CONTRIBUTIONS):
+        for path in (out / f"{kind}.csv", *out.glob(f"*.{kind}.png")):
+            path.unlink(missing_ok=True)
+    (out / LEFT_OUT).unlink(missing_ok=True)
+
+
+def _picture_names(names: list[str]) -> list[str]:
+    """Names of files from those of crystals, with a number where two would be equal."""
+    chosen: list[str] = []
+    for name in names:
+        plain = re.sub(r"[^\w.+-]+", "_", name)
+        number = 2
+        while (candidate := plain if plain not in chosen else f"{plain}-{number}") in chosen:
+            number += 1
+        chosen.append(candidate)
+    return chosen
 
 
 def _weights_table(name: str, explanation: pd.DataFrame) -> pd.DataFrame:

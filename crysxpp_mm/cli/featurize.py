@@ -97,7 +97,7 @@ def featurize(
         f"in {seconds:.1f} s."
     )
     typer.echo(f"Wrote {out}: {len(table)} rows, {len(table.columns)} columns.")
-    if entries.table is not None:
+    if entries.table is not None and column not in entries.table:
         typer.echo(f"The column {column!r} is not repeated in it.")
 
 

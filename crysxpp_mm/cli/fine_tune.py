@@ -23,6 +23,7 @@ from crysxpp_mm.cli.inputs import (
 from crysxpp_mm.cli.messages import one_line, print_errors
 from crysxpp_mm.cli.options import Column, DataHome, Parsers
 from crysxpp_mm.cli.options import Crystals as Source
+from crysxpp_mm.cli.tables import check_writable
 from crysxpp_mm.cli.training import lightning_run
 from crysxpp_mm.errors import DataError, SettingsError
 
@@ -196,12 +197,13 @@ def train(
                 groups=None if data.groups is None else data.groups[learned],
             )
     estimator.left_out_ = data.left_out
-    _tell_training(estimator)
+    told = _tell_training(estimator)
     estimator.metadata_ = {"source": Path(crystals.label).name}
     if groups is not None:
         estimator.metadata_["groups"] = groups
     if len(held_out):
-        results = _test(estimator, data, held_out)
+        results, more = _test(estimator, data, held_out)
+        told += more
         names = [data.names[row] for row in held_out]
         estimator.metadata_["test"] = {
             "fraction": test_fraction,
@@ -211,15 +213,16 @@ def train(
             "crystals": names,
         }
     out.parent.mkdir(parents=True, exist_ok=True)
-    estimator.save(out)
+    estimator.save(out)  # before anything is told, as nobody may listen any more
+    for line in told:
+        typer.echo(line)
     typer.echo(f"Wrote {out}.\nNext:\n  crysxpp predict SOURCE --model {out} --out predictions.csv")
 
 
 def _check_model_name(out: Path) -> None:
     if not out.name.endswith(MODEL_SUFFIXES):
         raise SettingsError(f"--out {out}: the name must end in {' or '.join(MODEL_SUFFIXES)}.")
-    if out.is_dir():
-        raise SettingsError(f"--out {out} is a folder; name a file in it.")
+    check_writable(out)
 
 
 def _estimator(
@@ -430,8 +433,9 @@ def _short_warnings() -> Iterator[None]:
         warnings.formatwarning = before
 
 
-def _tell_training(estimator: CrysXPPRegressor | CrysXPPClassifier) -> None:
+def _tell_training(estimator: CrysXPPRegressor | CrysXPPClassifier) -> list[str]:
     """How the training went, a line a member."""
+    told = []
     curves = estimator.learning_curve_.groupby("member")
     for member, (_, curve) in enumerate(curves):
         who = f"network {member + 1}: " if estimator.n_members > 1 else ""
@@ -439,33 +443,33 @@ def _tell_training(estimator: CrysXPPRegressor | CrysXPPClassifier) -> None:
         loss = float(kept.get("val_loss", float("nan")))
         chosen = "" if math.isnan(loss) else f" (validation loss {loss:.4g})"
         end = f"number {kept['epoch'] + 1} is kept{chosen}"
-        typer.echo(
+        told.append(
             f"{who}learned from {estimator.n_train_} crystals in {len(curve)} epochs, {end}."
         )
+    return told
 
 
 def _test(
     estimator: CrysXPPRegressor | CrysXPPClassifier, data: LabelledGraphs, rows: NDArray[np.int64]
-) -> dict[str, Any]:
-    """How well the crystals are predicted that were held out, told and returned."""
+) -> tuple[dict[str, Any], list[str]]:
+    """How well the crystals are predicted that were held out, and the same in lines."""
     import numpy as np
     import pandas as pd
     from sklearn.metrics import r2_score
 
     truth = pd.DataFrame(data.y.iloc[rows])
     predicted = np.asarray(estimator.predict(data.graphs.select(rows))).reshape(truth.shape)
-    typer.echo(f"Test on {len(rows)} crystals that were held out:")
+    told = [f"Test on {len(rows)} crystals that were held out:"]
     if hasattr(estimator, "classes_"):
         known = truth.iloc[:, 0].to_numpy()
         accuracy = float(np.mean([a == b for a, b in zip(known, predicted[:, 0], strict=True)]))
-        typer.echo(f"  accuracy {accuracy:.3f}")
-        return {"accuracy": accuracy}
+        return {"accuracy": accuracy}, [*told, f"  accuracy {accuracy:.3f}"]
     scores: dict[str, Any] = {"mae": {}, "r2": {}}
     for number, name in enumerate(estimator.target_names_):
         values, guesses = truth.iloc[:, number].to_numpy(), predicted[:, number]
         known = ~np.isnan(values)
         if not known.any():
-            typer.echo(f"  {name}: no label")
+            told.append(f"  {name}: no label")
             continue
         error = float(np.abs(guesses - values)[known].mean())
         unit = f" {estimator.units_[number]}" if estimator.units_[number] else ""
@@ -473,5 +477,5 @@ def _test(
         if known.sum() > 1:  # R2 compares with the mean of the labels
             scores["r2"][name] = float(r2_score(values[known], guesses[known]))
             text += f", R2 {scores['r2'][name]:.3f}"
-        typer.echo(f"  {name}: {text} ({known.sum()} labels)")
-    return scores
+        told.append(f"  {name}: {text} ({known.sum()} labels)")
+    return scores, told

@@ -221,7 +221,9 @@ def _match(
         if len(left):
             shown = ", ".join(left[:3]) + (", ..." if len(left) > 3 else "")
             typer.echo(f"{len(left)} {what} ({shown}).")
-    return table.set_index(id_column)[list(targets)].reindex(names).reset_index(drop=True)
+    return (
+        table.set_index(id_column, drop=False)[list(targets)].reindex(names).reset_index(drop=True)
+    )
 
 
 def _require_columns(table: pd.DataFrame, names: Sequence[str], label: str) -> None:

@@ -76,6 +76,11 @@ def predict(
         raise SettingsError(
             f"{model} is one network; --std needs an ensemble (crysxpp train --n-members 5)."
         )
+    if interval is not None and estimator.calibration_ is None:
+        raise SettingsError(
+            f"{model} has no calibration crystals, which --interval needs: train it with more "
+            "labels, of which a share is held out (crysxpp train --validation-fraction)."
+        )
     crystals = open_crystals(source, column, data_home)
     start = time.perf_counter()
     parts: list[pd.DataFrame] = []
@@ -118,7 +123,7 @@ def predict(
     print_errors(failed, "the column 'error'")
     typer.echo(f"Columns: {', '.join(map(repr, columns.columns))}, in {seconds:.1f} s.")
     typer.echo(f"Wrote {out}: {len(table)} rows, {len(table.columns)} columns.")
-    if crystals.table is not None:
+    if crystals.table is not None and crystals.column not in crystals.table:
         typer.echo(f"The column {crystals.column!r} is not repeated in it.")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from gzip import GzipFile
@@ -28,8 +29,23 @@ def check_output(out: Path) -> None:
     """
     if not out.name.endswith(OUTPUT_SUFFIXES):
         raise SettingsError(f"--out {out}: the name must end in {', '.join(OUTPUT_SUFFIXES)}.")
+    check_writable(out)
+
+
+def check_writable(out: Path) -> None:
+    """Refuse an output that cannot be written, before any work is done.
+
+    Raises:
+        SettingsError: it is a folder, or no file can be made there.
+    """
     if out.is_dir():
         raise SettingsError(f"--out {out} is a folder; name a file in it.")
+    there = next(folder for folder in out.absolute().parents if folder.exists())
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise SettingsError(f"--out {out} cannot be written: {error.strerror}.") from error
 
 
 def join_columns(

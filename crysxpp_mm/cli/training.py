@@ -16,6 +16,7 @@ import typer
 from crysxpp_mm.cli.inputs import find_source
 from crysxpp_mm.cli.messages import lines, print_errors
 from crysxpp_mm.cli.options import Column, DataHome, Source, Workers
+from crysxpp_mm.cli.tables import check_writable
 from crysxpp_mm.errors import DataError, SettingsError
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ def graphs(
     """
     from crysxpp_mm.data.store import build_store
 
+    check_writable(out)
     found, column = find_source(source, column, data_home)
     store = build_store(
         found, out, column=column, num_workers=num_workers, ignore_errors=ignore_errors
@@ -146,11 +148,11 @@ def lightning_run(advice: str) -> Iterator[None]:
     """Train in it: without Lightning's tips, and with an end as other commands have it.
 
     Args:
-        advice: What Ctrl-C is answered with.
+        advice: What Ctrl-C and SIGTERM are answered with.
 
     Raises:
         SettingsError: the loss is not finite.
-        KeyboardInterrupt: Ctrl-C.
+        KeyboardInterrupt, SystemExit: Ctrl-C, SIGTERM.
     """
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)  # its tips are no results
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # between Lightning and torch
@@ -158,7 +160,7 @@ def lightning_run(advice: str) -> Iterator[None]:
         yield
     except FloatingPointError as error:
         raise SettingsError(str(error)) from error
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):
         typer.echo(advice, err=True)
         raise
 

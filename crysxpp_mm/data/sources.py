@@ -165,6 +165,8 @@ def read_table(
             return pd.DataFrame({STRUCTURE: content} if structures else content)
         if isinstance(content, dict) and "lattice" in content and "sites" in content:
             return content
+    except DataError:
+        raise
     except (OSError, EOFError, ValueError, TypeError, RecursionError, zlib.error) as error:
         raise DataError(f"{source} cannot be read as a table: {error}") from error
     raise DataError(
@@ -175,6 +177,9 @@ def read_table(
 
 def _read_csv(source: Path, text: Collection[str]) -> pd.DataFrame:
     # "NaN" may be a formula; only an empty cell is a missing value.
+    head = pd.read_csv(source, header=None, nrows=1, dtype=str).iloc[0]
+    if (twice := head[head.notna() & head.duplicated()]).size:
+        raise DataError(f"{source} has two columns {twice.iloc[0]!r}; rename one.")
     cells = pd.read_csv(source, keep_default_na=False, na_values=[""], dtype=str)
     kept = {
         name: str
@@ -293,7 +298,7 @@ def _from_text(text: str, fmt: str) -> StructureLike:
     if not fmt:
         raise DataError(
             "the format is unknown; names end in .cif, .vasp, .poscar or .json, or begin with "
-            "POSCAR or CONTCAR."
+            "POSCAR or CONTCAR, and those of tables end in .csv or .json."
         )
     return Structure.from_str(text, fmt=fmt)  # type: ignore[arg-type]
 
@@ -385,10 +390,17 @@ def _of_table(
     """The structures of a table; ``folder`` is where the paths in a file's table begin."""
     _require_column(table, column, label)
     values = table[column].tolist()
-    if folder is not None:
-        values = [_cell(value, folder) for value in values]
     names = [str(key) for key in table.index]
-    return _of_objects(names, values, label=label, table=table.drop(columns=column))
+    kept = table.drop(columns=column)
+    if folder is not None:
+        cells, values = values, [_cell(value, folder) for value in values]
+        paths = [isinstance(value, Payload) and value.fmt == "file" for value in values]
+        if any(paths):  # they say which row it is
+            kept = table.copy()
+            kept[column] = [cell if p else None for cell, p in zip(cells, paths, strict=True)]
+            named = [c if p else n for c, n, p in zip(cells, names, paths, strict=True)]
+            names = named if len(set(named)) == len(named) else names
+    return _of_objects(names, values, label=label, table=kept)
 
 
 def _of_objects(
@@ -408,7 +420,7 @@ def _cell(value: Any, folder: Path) -> Any:
     if isinstance(value, Mapping):
         return _plain(value)
     if not isinstance(value, str):
-        return value
+        return Payload("", "the cell is empty.", "damaged") if value != value else value
     if value.lstrip().startswith("{"):
         return Payload("", value, "json")
     if "\n" in value:

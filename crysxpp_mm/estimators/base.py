@@ -54,6 +54,7 @@ from crysxpp_mm.serialization import (
     FORMAT_VERSION,
     SavedDocument,
     check_keys,
+    reading_model,
     weights_to_dict,
 )
 from crysxpp_mm.training.config import FineTuneConfig
@@ -62,6 +63,10 @@ from crysxpp_mm.version import __version__
 
 if TYPE_CHECKING:
     from crysxpp_mm.explain import Contributions
+
+
+CURVE_COLUMNS = {"epoch", "kept", "member", "stage"}
+"""What a learning curve has, besides losses."""
 
 
 class CrysXPPEstimator(BaseEstimator, SavedDocument):  # type: ignore[misc]
@@ -130,6 +135,10 @@ class CrysXPPEstimator(BaseEstimator, SavedDocument):  # type: ignore[misc]
     @abstractmethod
     def _strata(self, problem: Problem) -> NDArray[np.int64] | None:
         """Classes of which one member each has to stay in training."""
+
+    @abstractmethod
+    def _n_outputs(self) -> int:
+        """How many outputs a network has."""
 
     @abstractmethod
     def _state(self) -> dict[str, Any]:
@@ -786,7 +795,11 @@ class CrysXPPEstimator(BaseEstimator, SavedDocument):  # type: ignore[misc]
         Raises:
             ModelFileError: the document is damaged, or has missing or unknown keys.
         """
-        content = {key: value for key, value in d.items() if not key.startswith("@")}
+        with reading_model():
+            return cls._from_dict({k: v for k, v in d.items() if not k.startswith("@")})
+
+    @classmethod
+    def _from_dict(cls, content: dict[str, Any]) -> Self:
         check_keys(
             content,
             required={"settings", "state", "metadata", "sha256"},
@@ -802,6 +815,7 @@ class CrysXPPEstimator(BaseEstimator, SavedDocument):  # type: ignore[misc]
         if isinstance(settings["pretrained"], dict):
             settings = {**settings, "pretrained": CrysAE.from_dict(settings["pretrained"])}
         estimator = cls(**settings)
+        estimator._config()  # which looks at them
         if content["state"] is not None:
             estimator._take_state(dict(content["state"]))
             estimator.metadata_ = {
@@ -819,7 +833,7 @@ class CrysXPPEstimator(BaseEstimator, SavedDocument):  # type: ignore[misc]
             self._columns = [tuple(label) if isinstance(label, list) else label for label in labels]
             curve = pd.DataFrame(state.pop("learning_curve"))
             self.left_out_ = pd.DataFrame(state.pop("left_out"))
-            self.n_train_ = state.pop("n_train")
+            self.n_train_ = int(state.pop("n_train"))
             self.data_hash_ = state.pop("data_hash")
             self.history_ = list(state.pop("history"))
             calibration, domain = state.pop("calibration"), state.pop("domain")
@@ -830,8 +844,13 @@ class CrysXPPEstimator(BaseEstimator, SavedDocument):  # type: ignore[misc]
                 f"the state of the model lacks {error}; if another version of crysxpp_mm wrote "
                 "it, fit it again."
             ) from error
-        if not members or len({member.n_targets for member in members}) != 1:
-            raise ModelFileError("the model has no members, or they have different outputs.")
+        if not members or {member.n_targets for member in members} != {self._n_outputs()}:
+            raise ModelFileError(
+                f"the model has no members, or not all have {self._n_outputs()} outputs, as its "
+                "targets ask."
+            )
+        if len(self._columns) != len(self.target_names_) or not set(curve) >= CURVE_COLUMNS:
+            raise ModelFileError("the targets or the learning curve lack columns.")
         self.calibration_ = None
         if calibration is not None:
             self.calibration_ = Calibration.from_plain(calibration, n_targets=members[0].n_targets)

@@ -306,6 +306,9 @@ class CrysXPPClassifier(ClassifierMixin, CrysXPPEstimator):  # type: ignore[misc
         number = int(np.flatnonzero(self.classes_ == target)[0])
         return number, f"logit of {target}", ""
 
+    def _n_outputs(self) -> int:
+        return len(self.classes_)
+
     def _state(self) -> dict[str, Any]:
         return {"classes": self.classes_.tolist()}
 
@@ -313,6 +316,8 @@ class CrysXPPClassifier(ClassifierMixin, CrysXPPEstimator):  # type: ignore[misc
         if unknown := sorted(set(state) - {"classes"}):
             raise ModelFileError(f"the state of the model has unknown keys: {', '.join(unknown)}.")
         self.classes_ = np.array(state["classes"])
+        if self.classes_.ndim != 1 or len(self.target_names_) != 1:
+            raise ModelFileError("the classes or the target are no list.")
 
 
 def _column(y: Any) -> list[Any]:

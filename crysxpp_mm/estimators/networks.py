@@ -42,7 +42,7 @@ def usable_device(accelerator: object) -> torch.device:
         reason = str(error).split("\n", maxsplit=1)[0]
         raise SettingsError(
             f"accelerator={accelerator!r} cannot be used here ({reason}); "
-            "set_params(accelerator='auto') takes what there is."
+            "accelerator='auto' takes what there is."
         ) from error
 
 

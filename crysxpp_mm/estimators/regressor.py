@@ -498,6 +498,9 @@ class CrysXPPRegressor(RegressorMixin, CrysXPPEstimator):  # type: ignore[misc]
             for name, unit in zip(self.target_names_, self.units_, strict=True)
         ]
 
+    def _n_outputs(self) -> int:
+        return len(self.target_names_)
+
     def _state(self) -> dict[str, Any]:
         return {
             "units": self.units_,
@@ -511,6 +514,8 @@ class CrysXPPRegressor(RegressorMixin, CrysXPPEstimator):  # type: ignore[misc]
         self.units_ = list(state["units"])
         self._transforms = list(state["transforms"])
         self._one_dimensional = bool(state["one_dimensional"])
+        if not len(self.units_) == len(self._transforms) == len(self.target_names_):
+            raise ModelFileError("the units or transforms are not those of the targets.")
         if any(kind is not None and kind not in TRANSFORMS for kind in self._transforms):
             raise ModelFileError(f"the model has an unknown transform: {self._transforms}.")
 

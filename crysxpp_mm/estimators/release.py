@@ -245,6 +245,8 @@ def predictor_card(
         "",
         "## Train it again",
         "",
+        "    import json",
+        "",
         f"    {type(estimator).__name__}(**json.load(open({SETTINGS!r}))).fit(structures, labels)",
         "",
         *_history(stages),

@@ -9,7 +9,7 @@ from typing import Any, Self
 import torch
 from torch import nn
 
-from crysxpp_mm.errors import ModelFileError, SettingsError
+from crysxpp_mm.errors import ModelFileError
 from crysxpp_mm.graph.arrays import CrystalGraphs
 from crysxpp_mm.graph.backend import Backend, Graph
 from crysxpp_mm.graph.batch import make_batch
@@ -20,7 +20,9 @@ from crysxpp_mm.serialization import (
     FORMAT_VERSION,
     SavedDocument,
     check_keys,
-    load_weights,
+    check_weights,
+    read_weights,
+    reading_model,
     weights_to_dict,
 )
 from crysxpp_mm.version import __version__
@@ -111,20 +113,24 @@ class CrystalGraphModel(nn.Module, SavedDocument):
         Raises:
             ModelFileError: keys or tensors are missing, unknown, damaged or of a later format.
         """
+        with reading_model():
+            return cls._from_dict(d)
+
+    @classmethod
+    def _from_dict(cls, d: Mapping[str, Any]) -> Self:
         check_keys(
             d,
             required={"converter", "settings", "weights"},
             optional={"metadata", "format_version"},
         )
-        try:
-            rule = {key: value for key, value in d["converter"].items() if key[:1] != "@"}
-            with torch.random.fork_rng(devices=[]):
-                model = cls(
-                    converter=CrystalGraphConverter(**rule),
-                    metadata=d.get("metadata"),
-                    **d["settings"],
-                )
-        except (TypeError, AttributeError, SettingsError) as error:
-            raise ModelFileError(f"the settings of the model make no sense: {error}") from error
-        load_weights(model, d["weights"])
+        tensors = read_weights(d["weights"])
+        rule = {key: value for key, value in d["converter"].items() if key[:1] != "@"}
+        settings = {**d["settings"], "converter": CrystalGraphConverter(**rule)}
+        if settings.get("n_convs", 0) > len(tensors):
+            raise ModelFileError(f"the weights are not those of {settings['n_convs']} layers.")
+        with torch.device("meta"):  # sizes cost nothing there
+            check_weights(cls(**settings), tensors)
+        with torch.random.fork_rng(devices=[]):
+            model = cls(**settings, metadata=d.get("metadata"))
+        model.load_state_dict(tensors)
         return model.eval()

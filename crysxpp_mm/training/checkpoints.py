@@ -11,6 +11,7 @@ from typing import Any
 import lightning
 import torch
 from lightning.pytorch.callbacks import Checkpoint, EarlyStopping
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from crysxpp_mm.errors import SettingsError
 from crysxpp_mm.serialization import write_whole
@@ -18,6 +19,8 @@ from crysxpp_mm.serialization import write_whole
 MODEL = "model.json.gz"
 CHECKPOINT = "last.ckpt"
 RUN = "run.json"
+TERMINATED = 143
+"""Exit code after SIGTERM, as shells have it."""
 
 
 class SaveCheckpoint(Checkpoint):
@@ -88,10 +91,18 @@ def check_run(folder: Path, record: Mapping[str, Any]) -> bool:
 
 
 @contextmanager
-def ctrl_c_as_usual() -> Iterator[None]:
-    """Turn the exit that Lightning makes of Ctrl-C into a KeyboardInterrupt again."""
+def stopped_as_usual() -> Iterator[None]:
+    """Make of a signal what it is elsewhere, and not the exit that Lightning makes of it.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C.
+        SystemExit: SIGTERM, as batch systems send it; with the code 143, where Lightning exits as
+            if all had gone well.
+    """
     try:
         yield
+    except SIGTERMException as stop:
+        raise SystemExit(TERMINATED) from stop
     except SystemExit as stop:
         if isinstance(stop.__context__, KeyboardInterrupt):
             raise KeyboardInterrupt from stop

@@ -15,6 +15,31 @@ from crysxpp_mm.errors import SettingsError
 from crysxpp_mm.losses import LossWeights
 
 
+def whole_number(settings: Any, name: str, *, at_least: int) -> None:
+    """Check a setting, and keep it as a plain whole number where it was one of numpy.
+
+    Raises:
+        SettingsError: it is none, or less than ``at_least``.
+    """
+    value = getattr(settings, name)
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < at_least:
+        raise SettingsError(f"{name} must be a whole number of at least {at_least}, got {value!r}.")
+    object.__setattr__(settings, name, int(value))
+
+
+def number(settings: Any, name: str) -> float:
+    """The value of a setting, which is kept as a plain number.
+
+    Raises:
+        SettingsError: it is none.
+    """
+    value = getattr(settings, name)
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise SettingsError(f"{name} must be a number, got {value!r}.")
+    object.__setattr__(settings, name, float(value))
+    return float(value)
+
+
 @dataclass(frozen=True, kw_only=True)
 class PretrainConfig(MSONable):
     """How to pretrain a CrysAE.
@@ -76,22 +101,34 @@ class PretrainConfig(MSONable):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "max_epochs", "patience", "max_epoch_crystals"):
-            if getattr(self, name) < 1:
-                raise SettingsError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        for name in (
+            *("hidden_dim", "n_convs", "n_gaussians", "pair_dim"),
+            *("batch_size", "max_epochs", "patience", "max_epoch_crystals"),
+        ):
+            whole_number(self, name, at_least=1)
+        whole_number(self, "seed", at_least=0)
+        for name in ("element_channel", "normalize"):
+            if not isinstance(getattr(self, name), bool):
+                raise SettingsError(f"{name} must be True or False, got {getattr(self, name)!r}.")
+        if not isinstance(self.loss_weights, LossWeights):
+            raise SettingsError(
+                f"loss_weights must name the weights of terms, got {self.loss_weights!r}."
+            )
         for name in ("masked", "mask_fraction", "mask_species", "visible_weight", "strained"):
-            if not 0 <= getattr(self, name) <= 1:
+            if not 0 <= number(self, name) <= 1:
                 raise SettingsError(f"{name} must lie in 0 to 1, got {getattr(self, name)}.")
-        if not 0 <= self.validation_fraction < 1:
+        if not 0 <= number(self, "validation_fraction") < 1:
             raise SettingsError(
                 "validation_fraction must be at least 0 and less than 1, "
                 f"got {self.validation_fraction}."
             )
-        if not 0 <= self.strain <= 0.5:
+        if not 0 <= number(self, "strain") <= 0.5:
             raise SettingsError(f"strain must lie in 0 to 0.5, got {self.strain}.")
         for name in ("learning_rate", "gradient_clip"):
-            if not getattr(self, name) > 0:
+            if not 0 < number(self, name) < float("inf"):
                 raise SettingsError(f"{name} must be positive, got {getattr(self, name)}.")
+        if not 0 <= number(self, "weight_decay") < float("inf"):
+            raise SettingsError(f"weight_decay must be 0 or more, got {self.weight_decay}.")
         if self.schedule not in ("one_cycle", "constant"):
             raise SettingsError(
                 f"schedule must be 'one_cycle' or 'constant', got {self.schedule!r}."
@@ -197,38 +234,25 @@ class FineTuneConfig(MSONable):
 
     def __post_init__(self) -> None:
         least = {"max_epochs": 1, "min_steps": 0, "batch_size": 1, "frozen_epochs": 0, "seed": 0}
-        for name, minimum in {**least, "patience": 1}.items():
-            value = getattr(self, name)
-            if name == "patience" and value is None:
-                continue
-            if isinstance(value, bool) or not isinstance(value, Integral) or value < minimum:
-                raise SettingsError(
-                    f"{name} must be a whole number of at least {minimum}, got {value!r}."
-                )
-            object.__setattr__(self, name, int(value))  # plain, also where it was of numpy
+        for name, minimum in least.items():
+            whole_number(self, name, at_least=minimum)
+        if self.patience is not None:
+            whole_number(self, "patience", at_least=1)
         for name in ("learning_rate", "gradient_clip"):
-            value = self._number(name)
+            value = number(self, name)
             if not 0 < value < float("inf"):
                 raise SettingsError(f"{name} must be positive, got {value!r}.")
         for name in ("encoder_rate", "selector_rate", "weight_decay", "sparsity"):
-            value = self._number(name)
+            value = number(self, name)
             if not 0 <= value < float("inf"):
                 raise SettingsError(f"{name} must be 0 or more, got {value!r}.")
-        fraction = self._number("validation_fraction")
+        fraction = number(self, "validation_fraction")
         if not 0 <= fraction < 1:
             raise SettingsError(
                 f"validation_fraction must be at least 0 and less than 1, got {fraction!r}."
             )
         if self.loss not in ("l1", "mse"):
             raise SettingsError(f"loss must be 'l1' or 'mse', got {self.loss!r}.")
-
-    def _number(self, name: str) -> float:
-        """The value of an option, which is kept as a plain number."""
-        value = getattr(self, name)
-        if isinstance(value, bool) or not isinstance(value, Real):
-            raise SettingsError(f"{name} must be a number, got {value!r}.")
-        object.__setattr__(self, name, float(value))
-        return float(value)
 
     def to_plain(self) -> dict[str, Any]:
         """All settings as plain JSON data."""

@@ -34,7 +34,7 @@ from crysxpp_mm.training.checkpoints import (
     Patience,
     SaveCheckpoint,
     check_run,
-    ctrl_c_as_usual,
+    stopped_as_usual,
 )
 from crysxpp_mm.training.config import FineTuneConfig
 from crysxpp_mm.training.curves import CURVES, CurveRecorder
@@ -453,7 +453,8 @@ def fine_tune(
         DataError: there is nothing to learn from, or a row is in both sets.
         SettingsError: the folder holds another run, or is damaged.
         FloatingPointError: the loss is no longer finite.
-        KeyboardInterrupt: Ctrl-C; with a folder, the same call goes on from the last epoch.
+        KeyboardInterrupt, SystemExit: Ctrl-C, SIGTERM; with a folder, the same call goes on from
+            the last epoch.
     """
     if not len(train):
         raise DataError("there are no crystals to learn from.")
@@ -498,7 +499,7 @@ def fine_tune(
     if accelerator == "auto":
         accelerator = "cuda" if torch.cuda.is_available() and not is_forked() else "cpu"
     # Loaders draw a seed.
-    with _quiet_lightning(), ctrl_c_as_usual(), torch.random.fork_rng(devices=[]):
+    with _quiet_lightning(), stopped_as_usual(), torch.random.fork_rng(devices=[]):
         trainer = lightning.Trainer(
             accelerator=accelerator,
             devices=devices,

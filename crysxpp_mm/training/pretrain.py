@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import time
 import warnings
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,7 @@ from crysxpp_mm.training.checkpoints import (
     Patience,
     SaveCheckpoint,
     check_run,
-    ctrl_c_as_usual,
+    stopped_as_usual,
     write_record,
 )
 from crysxpp_mm.training.config import PretrainConfig
@@ -242,7 +244,7 @@ def pretrain(
         SettingsError: the folder holds a run with other settings or other data, or
             ``max_minutes`` is not positive.
         FloatingPointError: the loss is no longer finite.
-        KeyboardInterrupt: Ctrl-C; the same call goes on from the last epoch.
+        KeyboardInterrupt, SystemExit: Ctrl-C, SIGTERM; the same call goes on from the last epoch.
     """
     if max_minutes is not None and not max_minutes > 0:
         raise SettingsError(f"max_minutes must be positive, got {max_minutes}.")
@@ -280,7 +282,7 @@ def pretrain(
     if pbar:
         callbacks.append(TQDMProgressBar())
     started = time.monotonic()
-    with ctrl_c_as_usual(), warnings.catch_warnings():
+    with stopped_as_usual(), redirect_stdout(sys.stderr), warnings.catch_warnings():
         # Lightning advises loader workers; batches are cheaper than sending them.
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
