@@ -234,9 +234,12 @@ def test_groups_are_never_divided():
 @pytest.mark.filterwarnings("ignore:whole groups make")
 def test_a_large_group_is_learned_from(sizes, expected):
     groups = np.repeat(np.arange(len(sizes)), sizes)
-    for seed in range(10):
+    chosen = set()
+    for seed in range(40):
         _, held_out = split_rows(200, fraction=0.1, seed=seed, groups=groups)
         assert len(held_out) == expected
+        chosen |= set(groups[held_out].tolist())
+    assert len(chosen) == sizes.count(expected)  # the seed draws among equal ones
 
 
 def test_groups_that_cannot_be_held_out_as_asked():

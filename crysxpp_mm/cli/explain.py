@@ -165,10 +165,11 @@ def _picture_names(names: list[str]) -> list[str]:
     """Names of files from those of crystals, with a number where two would be equal."""
     chosen: list[str] = []
     for name in names:
-        plain = re.sub(r"[^\w.+-]+", "_", name)
-        number = 2
-        while (candidate := plain if plain not in chosen else f"{plain}-{number}") in chosen:
+        plain = candidate = re.sub(r"[^\w.+-]+", "_", name)
+        number = 1
+        while candidate in chosen:
             number += 1
+            candidate = f"{plain}-{number}"
         chosen.append(candidate)
     return chosen
 

@@ -57,7 +57,7 @@ from crysxpp_mm.serialization import (
     reading_model,
     weights_to_dict,
 )
-from crysxpp_mm.training.config import FineTuneConfig
+from crysxpp_mm.training.config import FineTuneConfig, whole_number
 from crysxpp_mm.training.finetune import Task
 from crysxpp_mm.version import __version__
 
@@ -513,11 +513,8 @@ class CrysXPPEstimator(BaseEstimator, SavedDocument):  # type: ignore[misc]
         params = self.get_params(deep=False)
         config = FineTuneConfig(**{name: params[name] for name in names if name in params})
         for name in ("n_members", "hidden_dim", "n_convs", "readout_dim"):
-            value = params[name]
-            if value is None and name in ("hidden_dim", "n_convs"):
-                continue
-            if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-                raise SettingsError(f"{name} must be a whole number of at least 1, got {value!r}.")
+            if params[name] is not None or name in ("n_members", "readout_dim"):
+                whole_number(name, params[name], at_least=1)
         for name in ("selector", "pbar"):
             if not isinstance(params[name], bool | np.bool_):
                 raise SettingsError(f"{name} must be True or False, got {params[name]!r}.")

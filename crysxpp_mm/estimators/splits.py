@@ -81,8 +81,8 @@ def draw_groups(
     """Which rows to hold out: whole groups, with as near to ``wanted`` rows as their order allows.
 
     In random order a group is taken if the number of rows comes nearer to ``wanted`` with it. If
-    all are too large, the smallest is taken; a number that is half or twice what is wanted brings
-    a warning.
+    all are too large, one of the smallest is taken. A number of rows that is less than half or more
+    than twice what is wanted brings a warning.
 
     Args:
         groups: Group of each row, as a number.
@@ -109,14 +109,16 @@ def draw_groups(
 
     taken: list[int] = []
     count = 0
-    for group in rng.permutation(len(names)).tolist():
+    order = rng.permutation(len(names))
+    for group in order.tolist():
         nearer = abs(count + sizes[group] - wanted) < abs(count - wanted)
         if nearer and (left > (gone := members(group))).all():
             taken.append(group)
             count += int(sizes[group])
             left = left - gone
     if not taken:
-        small = [group for group in np.argsort(sizes).tolist() if (left > members(group)).all()]
+        by_size = order[np.argsort(sizes[order], kind="stable")]
+        small = [group for group in by_size.tolist() if (left > members(group)).all()]
         if not small:
             raise DataError(
                 "no group can be held out, because each has all the rows of some class or target; "

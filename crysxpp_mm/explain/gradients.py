@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from html import escape
-from numbers import Integral
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,10 +16,10 @@ from pymatgen.core import Element
 from torch import Tensor
 
 from crysxpp_mm.elements import PROPERTIES
-from crysxpp_mm.errors import SettingsError
 from crysxpp_mm.graph.arrays import CrystalGraphs
 from crysxpp_mm.graph.batch import ATOM_FEATURES, DISTANCE, ELEMENT_FRACTIONS, WEIGHT
 from crysxpp_mm.models.crysxpp import CrysXPP
+from crysxpp_mm.training.config import whole_number
 
 ELEMENT = "element"
 """Name of the part of the element channel among the properties."""
@@ -125,12 +124,9 @@ def contributions(
         SettingsError: ``n_points`` is no whole number of at least 1.
         StructureTypeError, UnknownElementError, StructureError: it is no crystal.
     """
-    if n_points is not None and (
-        isinstance(n_points, bool) or not isinstance(n_points, Integral) or n_points < 1
-    ):
-        raise SettingsError(f"n_points must be a whole number of at least 1, got {n_points!r}.")
+    points = POINTS if n_points is None else (whole_number("n_points", n_points, at_least=1),)
     graphs = members[0].converter.convert(structure)
-    for count in POINTS if n_points is None else (int(n_points),):
+    for count in points:
         parts = [_integrate(model, graphs, output, count) for model in members]
         table = pd.concat([part.table for part in parts]).groupby(level=0).mean()
         table.index = pd.MultiIndex.from_arrays(

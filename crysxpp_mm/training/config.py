@@ -15,33 +15,43 @@ from crysxpp_mm.errors import SettingsError
 from crysxpp_mm.losses import LossWeights
 
 
-def whole_number(settings: Any, name: str, *, at_least: int) -> None:
-    """Check a setting, and keep it as a plain whole number where it was one of numpy.
+def whole_number(name: str, value: object, *, at_least: int) -> int:
+    """The value of a setting as a plain whole number.
 
     Raises:
         SettingsError: it is none, or less than ``at_least``.
     """
-    value = getattr(settings, name)
     if isinstance(value, bool) or not isinstance(value, Integral) or value < at_least:
         raise SettingsError(f"{name} must be a whole number of at least {at_least}, got {value!r}.")
-    object.__setattr__(settings, name, int(value))
+    return int(value)
 
 
-def number(settings: Any, name: str) -> float:
-    """The value of a setting, which is kept as a plain number.
+def number(name: str, value: object) -> float:
+    """The value of a setting as a plain number.
 
     Raises:
         SettingsError: it is none.
     """
-    value = getattr(settings, name)
     if isinstance(value, bool) or not isinstance(value, Real):
         raise SettingsError(f"{name} must be a number, got {value!r}.")
-    object.__setattr__(settings, name, float(value))
     return float(value)
 
 
+class _Checked:
+    """Settings that are kept as plain numbers, also where they came from numpy."""
+
+    def _whole_number(self, name: str, *, at_least: int) -> None:
+        value = whole_number(name, getattr(self, name), at_least=at_least)
+        object.__setattr__(self, name, value)
+
+    def _number(self, name: str) -> float:
+        value = number(name, getattr(self, name))
+        object.__setattr__(self, name, value)
+        return value
+
+
 @dataclass(frozen=True, kw_only=True)
-class PretrainConfig(MSONable):
+class PretrainConfig(_Checked, MSONable):
     """How to pretrain a CrysAE.
 
     The defaults are those of ``crysae-mp-v1``; ``published`` gives the settings of the paper.
@@ -105,8 +115,8 @@ class PretrainConfig(MSONable):
             *("hidden_dim", "n_convs", "n_gaussians", "pair_dim"),
             *("batch_size", "max_epochs", "patience", "max_epoch_crystals"),
         ):
-            whole_number(self, name, at_least=1)
-        whole_number(self, "seed", at_least=0)
+            self._whole_number(name, at_least=1)
+        self._whole_number("seed", at_least=0)
         for name in ("element_channel", "normalize"):
             if not isinstance(getattr(self, name), bool):
                 raise SettingsError(f"{name} must be True or False, got {getattr(self, name)!r}.")
@@ -115,19 +125,19 @@ class PretrainConfig(MSONable):
                 f"loss_weights must name the weights of terms, got {self.loss_weights!r}."
             )
         for name in ("masked", "mask_fraction", "mask_species", "visible_weight", "strained"):
-            if not 0 <= number(self, name) <= 1:
+            if not 0 <= self._number(name) <= 1:
                 raise SettingsError(f"{name} must lie in 0 to 1, got {getattr(self, name)}.")
-        if not 0 <= number(self, "validation_fraction") < 1:
+        if not 0 <= self._number("validation_fraction") < 1:
             raise SettingsError(
                 "validation_fraction must be at least 0 and less than 1, "
                 f"got {self.validation_fraction}."
             )
-        if not 0 <= number(self, "strain") <= 0.5:
+        if not 0 <= self._number("strain") <= 0.5:
             raise SettingsError(f"strain must lie in 0 to 0.5, got {self.strain}.")
         for name in ("learning_rate", "gradient_clip"):
-            if not 0 < number(self, name) < float("inf"):
+            if not 0 < self._number(name) < float("inf"):
                 raise SettingsError(f"{name} must be positive, got {getattr(self, name)}.")
-        if not 0 <= number(self, "weight_decay") < float("inf"):
+        if not 0 <= self._number("weight_decay") < float("inf"):
             raise SettingsError(f"weight_decay must be 0 or more, got {self.weight_decay}.")
         if self.schedule not in ("one_cycle", "constant"):
             raise SettingsError(
@@ -189,7 +199,7 @@ class PretrainConfig(MSONable):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FineTuneConfig(MSONable):
+class FineTuneConfig(_Checked, MSONable):
     """How to train a CrysXPP on labels.
 
     Attributes:
@@ -235,18 +245,18 @@ class FineTuneConfig(MSONable):
     def __post_init__(self) -> None:
         least = {"max_epochs": 1, "min_steps": 0, "batch_size": 1, "frozen_epochs": 0, "seed": 0}
         for name, minimum in least.items():
-            whole_number(self, name, at_least=minimum)
+            self._whole_number(name, at_least=minimum)
         if self.patience is not None:
-            whole_number(self, "patience", at_least=1)
+            self._whole_number("patience", at_least=1)
         for name in ("learning_rate", "gradient_clip"):
-            value = number(self, name)
+            value = self._number(name)
             if not 0 < value < float("inf"):
                 raise SettingsError(f"{name} must be positive, got {value!r}.")
         for name in ("encoder_rate", "selector_rate", "weight_decay", "sparsity"):
-            value = number(self, name)
+            value = self._number(name)
             if not 0 <= value < float("inf"):
                 raise SettingsError(f"{name} must be 0 or more, got {value!r}.")
-        fraction = number(self, "validation_fraction")
+        fraction = self._number("validation_fraction")
         if not 0 <= fraction < 1:
             raise SettingsError(
                 f"validation_fraction must be at least 0 and less than 1, got {fraction!r}."
