@@ -28,9 +28,9 @@ class CrystalGraphConv(nn.Module):
         super().__init__()
         self.hidden_dim = hidden_dim
         self.bond_dim = bond_dim
-        self.linear = nn.Linear(2 * hidden_dim + bond_dim, 2 * hidden_dim)
-        self.bond_norm = nn.BatchNorm1d(2 * hidden_dim)
-        self.atom_norm = nn.BatchNorm1d(hidden_dim)
+        self.linear = nn.Linear(2 * hidden_dim + bond_dim, 2 * hidden_dim, dtype=torch.float32)
+        self.bond_norm = nn.BatchNorm1d(2 * hidden_dim, dtype=torch.float32)
+        self.atom_norm = nn.BatchNorm1d(hidden_dim, dtype=torch.float32)
 
     def forward(self, atoms: Tensor, bond_features: Tensor, bonds: Bonds) -> Tensor:
         """Update atom embeddings from their neighbours.

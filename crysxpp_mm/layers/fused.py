@@ -109,7 +109,7 @@ class FusedNeighborSum(torch.autograd.Function):
         parts = (centered, neighbor, length)
         grads = [torch.zeros_like(part) for part in parts]
         rows = [torch.zeros_like(part) if ctx.of_batch else part[:0] for part in parts]
-        grad_factor = torch.zeros(len(factor), dtype=torch.float64)
+        grad_factor = torch.zeros(len(factor), dtype=torch.float64, device=factor.device)
         given = (*parts, factor, shift, grad_total.contiguous(), *grads, *rows, grad_factor)
         _kernels().backward(*_arrays(bonds), *(part.numpy() for part in given))
         grad_shift = grads[0].sum(0)

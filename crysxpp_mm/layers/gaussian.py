@@ -19,7 +19,7 @@ class GaussianExpansion(nn.Module):
         super().__init__()
         self.cutoff = cutoff
         self.n_gaussians = n_gaussians
-        centers = torch.linspace(0, cutoff, n_gaussians)
+        centers = torch.linspace(0, cutoff, n_gaussians, dtype=torch.float32)
         self.width = cutoff / (n_gaussians - 1)
         self.register_buffer("centers", centers, persistent=False)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -18,8 +19,8 @@ class PlainGraphConv(nn.Module):
     def __init__(self, *, hidden_dim: int) -> None:
         super().__init__()
         self.hidden_dim = hidden_dim
-        self.linear = nn.Linear(hidden_dim, hidden_dim)
-        self.atom_norm = nn.BatchNorm1d(hidden_dim)
+        self.linear = nn.Linear(hidden_dim, hidden_dim, dtype=torch.float32)
+        self.atom_norm = nn.BatchNorm1d(hidden_dim, dtype=torch.float32)
 
     def forward(self, atoms: Tensor, bond_features: Tensor, bonds: Bonds) -> Tensor:
         """Update atom embeddings from their neighbours.

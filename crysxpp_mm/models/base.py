@@ -46,7 +46,7 @@ class CrystalGraphModel(nn.Module, SavedDocument):
 
         Its batch norms know no data.
         """
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
             torch.manual_seed(seed)
             model = cls(**settings)
         return model.eval()
@@ -130,7 +130,7 @@ class CrystalGraphModel(nn.Module, SavedDocument):
             raise ModelFileError(f"the weights are not those of {settings['n_convs']} layers.")
         with torch.device("meta"):  # sizes cost nothing there
             check_weights(cls(**settings), tensors)
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
             model = cls(**settings, metadata=d.get("metadata"))
         model.load_state_dict(tensors)
         return model.eval()

@@ -36,7 +36,7 @@ class FeatureSelector(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(N_FEATURES))
+        self.weight = nn.Parameter(torch.ones(N_FEATURES, dtype=torch.float32))
 
     def forward(self, features: Tensor) -> Tensor:
         """Weighted columns, shape ``(n_atoms, 92)``, of ``features`` of that shape."""
@@ -74,12 +74,14 @@ class Readout(nn.Module):
         self, *, input_dim: int, readout_dim: int, n_targets: int, n_moments: int | None = None
     ) -> None:
         super().__init__()
-        self.register_buffer("input_mean", torch.zeros(input_dim))
-        self.register_buffer("input_scale", torch.ones(input_dim))
-        self.site_hidden = None if n_moments is None else nn.Linear(input_dim, readout_dim)
+        self.register_buffer("input_mean", torch.zeros(input_dim, dtype=torch.float32))
+        self.register_buffer("input_scale", torch.ones(input_dim, dtype=torch.float32))
+        self.site_hidden = (
+            None if n_moments is None else nn.Linear(input_dim, readout_dim, dtype=torch.float32)
+        )
         pooled_dim = input_dim if n_moments is None else readout_dim * n_moments
-        self.hidden = nn.Linear(pooled_dim, readout_dim)
-        self.output = nn.Linear(readout_dim, n_targets)
+        self.hidden = nn.Linear(pooled_dim, readout_dim, dtype=torch.float32)
+        self.output = nn.Linear(readout_dim, n_targets, dtype=torch.float32)
 
     @torch.no_grad()
     def calibrate(self, columns: Tensor) -> None:
@@ -312,5 +314,5 @@ class CrysXPP(CrystalGraphModel):
             for chosen in atom_batches(graphs.n_atoms, batch_atoms)
         ]
         if not rows:
-            return torch.empty(0, self.n_targets, dtype=torch.float64)
+            return torch.empty(0, self.n_targets, dtype=torch.float64, device="cpu")
         return (torch.cat(rows).double() * self.target_scale + self.target_mean).cpu()

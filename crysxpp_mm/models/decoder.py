@@ -115,15 +115,17 @@ class CrysAEDecoder(nn.Module):
         self.hidden_dim = hidden_dim
         self.pair_dim = pair_dim
         self.normalize = normalize
-        scale = hidden_dim**-0.5
-        self.pair_weight = nn.Parameter(torch.randn(pair_dim, hidden_dim, hidden_dim) * scale / 8)
-        self.pair_bias = nn.Parameter(torch.zeros(pair_dim))
-        self.existence_weight = nn.Parameter(torch.randn(hidden_dim, hidden_dim) * scale / 8)
-        self.existence_bias = nn.Parameter(torch.zeros(1))
-        self.multiplicity = nn.Linear(pair_dim, N_MULTIPLICITIES)
-        self.bond_lengths = nn.Linear(pair_dim, N_MULTIPLICITIES)
+        scale, dtype = hidden_dim**-0.5, torch.float32
+        forms = torch.randn(pair_dim, hidden_dim, hidden_dim, dtype=dtype)
+        self.pair_weight = nn.Parameter(forms * scale / 8)
+        self.pair_bias = nn.Parameter(torch.zeros(pair_dim, dtype=dtype))
+        form = torch.randn(hidden_dim, hidden_dim, dtype=dtype)
+        self.existence_weight = nn.Parameter(form * scale / 8)
+        self.existence_bias = nn.Parameter(torch.zeros(1, dtype=dtype))
+        self.multiplicity = nn.Linear(pair_dim, N_MULTIPLICITIES, dtype=dtype)
+        self.bond_lengths = nn.Linear(pair_dim, N_MULTIPLICITIES, dtype=dtype)
         nn.init.constant_(self.bond_lengths.bias, TYPICAL_LENGTH)
-        self.atom_features = nn.Linear(hidden_dim, N_FEATURES)
+        self.atom_features = nn.Linear(hidden_dim, N_FEATURES, dtype=dtype)
 
     @property
     def settings(self) -> dict[str, Any]:

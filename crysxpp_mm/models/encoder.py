@@ -46,9 +46,11 @@ class CrystalGraphEncoder(nn.Module):
         self.cutoff = cutoff
         self.n_gaussians = n_gaussians
         self.element_channel = element_channel
-        self.embedding = nn.Linear(N_FEATURES, hidden_dim, bias=False)
+        self.embedding = nn.Linear(N_FEATURES, hidden_dim, bias=False, dtype=torch.float32)
         if element_channel:
-            self.element_embedding = nn.Linear(MAX_ATOMIC_NUMBER, hidden_dim, bias=False)
+            self.element_embedding = nn.Linear(
+                MAX_ATOMIC_NUMBER, hidden_dim, bias=False, dtype=torch.float32
+            )
             nn.init.zeros_(self.element_embedding.weight)
         self.expansion = GaussianExpansion(cutoff=cutoff, n_gaussians=n_gaussians)
         self.convolutions = nn.ModuleList(

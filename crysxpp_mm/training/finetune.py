@@ -473,9 +473,9 @@ def fine_tune(
         calibrate_readout(model, graphs.select(train[order[first]]))
     model.train()
     dtype = torch.long if task == "classification" else torch.float32
-    labels = torch.as_tensor(targets, dtype=dtype)
-    weights = None if class_weights is None else torch.as_tensor(class_weights, dtype=torch.float32)
-    least = None if floors is None else torch.as_tensor(floors, dtype=dtype)
+    labels = torch.from_numpy(np.array(targets)).to(dtype)
+    weights = None if class_weights is None else torch.from_numpy(class_weights).to(torch.float32)
+    least = None if floors is None else torch.from_numpy(floors).to(dtype)
     module = FineTuneModule(
         model, config, task=task, class_weights=weights, floors=least, trained=trained
     )
@@ -489,17 +489,21 @@ def fine_tune(
     )
     settled = 0 if config.patience is not None else int(SETTLED * config.max_epochs)
     curves, best = Curves(folder), KeepBest(settled)
-    callbacks: list[Callback] = [curves, best]
-    if len(validation) and config.patience is not None:
-        callbacks.append(Patience(MONITOR, patience=config.patience, strict=False))
-    if folder is not None:
-        callbacks.append(SaveCheckpoint(folder))
-    if pbar:
-        callbacks.append(EpochBar(label))
     if accelerator == "auto":
         accelerator = "cuda" if torch.cuda.is_available() and not is_forked() else "cpu"
-    # Loaders draw a seed.
-    with _quiet_lightning(), stopped_as_usual(), torch.random.fork_rng(devices=[]):
+    with (
+        _quiet_lightning(),
+        stopped_as_usual(),
+        torch.random.fork_rng(devices=[]),  # loaders draw a seed
+        torch.device("cpu"),  # whatever the default is; Lightning takes tensors where they belong
+    ):
+        callbacks: list[Callback] = [curves, best]
+        if len(validation) and config.patience is not None:
+            callbacks.append(Patience(MONITOR, patience=config.patience, strict=False))
+        if folder is not None:
+            callbacks.append(SaveCheckpoint(folder))
+        if pbar:
+            callbacks.append(EpochBar(label))
         trainer = lightning.Trainer(
             accelerator=accelerator,
             devices=devices,
