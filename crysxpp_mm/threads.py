@@ -1,4 +1,4 @@
-"""How many threads torch may use: one, while a network computes a column or a prediction.
+"""How many threads torch may use: one, while a network computes a column, or learns from labels.
 
 The networks are small. Two torch threads gain nothing on an idle machine, and on a busy one they
 wait for each other: a prediction was measured to take 20 times as long.

@@ -160,8 +160,7 @@ class CrysXPPEstimator(BaseEstimator, SavedDocument):  # type: ignore[misc]
     ) -> Self:
         """Learn from labelled crystals.
 
-        The training uses as many torch threads as are set, ``torch.set_num_threads(1)`` being the
-        fastest on a machine that has other work; predictions always use one.
+        Training and predictions use one torch thread, whatever is set: the networks are small.
 
         Args:
             X: Structures in a list, Series or DataFrame of one column, or their graphs

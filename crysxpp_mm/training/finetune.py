@@ -27,7 +27,7 @@ from crysxpp_mm.graph.backend import Graph
 from crysxpp_mm.graph.batch import atom_batches
 from crysxpp_mm.models.crysxpp import CrysXPP, FeatureSelector
 from crysxpp_mm.serialization import read_document, write_document
-from crysxpp_mm.threads import is_forked
+from crysxpp_mm.threads import is_forked, one_torch_thread
 from crysxpp_mm.training.checkpoints import (
     CHECKPOINT,
     MODEL,
@@ -400,6 +400,7 @@ def calibrate_readout(model: CrysXPP, graphs: CrystalGraphs) -> None:
     assert all(norm.training for norm in norms)
 
 
+@one_torch_thread()
 def fine_tune(
     model: CrysXPP,
     graphs: CrystalGraphs,
@@ -464,8 +465,6 @@ def fine_tune(
     resume = folder is not None and check_run(folder, {"run_id": run_id})
     if folder is not None and (folder / MODEL).exists():
         return _read_back(model, folder)
-    if is_forked():
-        torch.set_num_threads(1)  # the pool of threads of the parent did not come along
     if not trained:
         sizes = graphs.n_atoms[train]
         order = np.random.default_rng([config.seed, 2]).permutation(len(train))
