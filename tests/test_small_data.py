@@ -135,6 +135,12 @@ def test_unknown_property_is_refused_by_name() -> None:
         find_property("hardness")
 
 
+@pytest.mark.parametrize("item", PROPERTIES, ids=lambda item: item.name)
+def test_labels_come_back_from_what_is_learned(item: Any) -> None:
+    labels = np.array([0.5, 20.0])
+    assert_allclose(item.labels_of(item.learned(labels)), labels)
+
+
 @pytest.fixture
 def root(tmp_path: Path, crystals: LabelledCrystals) -> Path:
     crystals.table.iloc[:4].to_csv(tmp_path / "mp_properties.csv", index=False)
@@ -161,6 +167,22 @@ def test_load_properties_joins_labels_and_graphs(root: Path, crystals: LabelledC
     (root / "mp_properties.csv").unlink()
     with pytest.raises(DataError, match=r"mp_properties\.csv is missing"):
         load_properties(root, graphs=root / "few.graphs")
+
+
+def test_a_finished_run_is_found_on_a_machine_that_rounds_otherwise(
+    crystals: LabelledCrystals, quick: None, tmp_path: Path
+) -> None:
+    run = make_run("bulk modulus", 0.5, 0, PRETRAINED, 1)
+    made = small_data.Benchmark(crystals, out=tmp_path, say=print).result(run)
+    graphs = replace(crystals.graphs, distances=crystals.graphs.distances * np.float32(1 + 2e-7))
+    assert not np.array_equal(graphs.distances, crystals.graphs.distances)
+    elsewhere = replace(crystals, graphs=graphs, data_hash="1" * 64)
+    found = small_data.Benchmark(elsewhere, out=tmp_path, say=print).found(run)
+    assert found is not None
+    assert found["mae"] == pytest.approx(made["mae"])
+    numbers = crystals.graphs.species_numbers[::-1].copy()
+    others = replace(crystals, graphs=replace(crystals.graphs, species_numbers=numbers))
+    assert small_data.Benchmark(others, out=tmp_path, say=print).found(run) is None
 
 
 def test_small_data_writes_every_method_and_goes_on(

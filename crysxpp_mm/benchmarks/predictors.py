@@ -304,7 +304,7 @@ def _score_numbers(
         magpie_of_formulas(crystals), item, labels, rows, method=MAGPIE, seed=seed
     )
     center = item.learned(labels[rows.train]).mean()
-    constant = np.full(len(truth), 10.0**center if item.transform == "log10" else center)
+    constant = item.labels_of(np.full(len(truth), center))
     results = []
     for method, values in (
         (THIS_MODEL, predicted),

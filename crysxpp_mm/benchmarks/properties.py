@@ -7,6 +7,8 @@ is in no test set: settings of the estimators were compared on them.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +19,7 @@ from numpy.typing import NDArray
 from crysxpp_mm.benchmarks.data import DISTRUSTED, data_root
 from crysxpp_mm.data.store import GraphStore, build_store
 from crysxpp_mm.errors import DataError
+from crysxpp_mm.estimators.transforms import get_transform
 from crysxpp_mm.graph.arrays import CrystalGraphs
 from crysxpp_mm.graph.converter import CrystalGraphConverter
 
@@ -62,7 +65,11 @@ class Property:
 
     def learned(self, labels: NDArray[np.float64]) -> NDArray[np.float64]:
         """What errors are measured on: the decimal logarithm where that is learned."""
-        return np.log10(labels) if self.transform == "log10" else labels
+        return get_transform(self.transform).forward(labels)
+
+    def labels_of(self, learned: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The labels that stand for what a model says, the inverse of ``learned``."""
+        return get_transform(self.transform).inverse(learned)
 
     @property
     def target(self) -> str:
@@ -148,6 +155,18 @@ class LabelledCrystals:
     table: pd.DataFrame
     development: NDArray[np.bool_]
     data_hash: str
+
+    @cached_property
+    def identity(self) -> str:
+        """A hash of which crystals these are: names, sites, elements.
+
+        Unlike ``data_hash`` it knows no bond lengths, whose last digit depends on the processor,
+        so that a run which was finished on one machine is found on another.
+        """
+        total = sha256("\n".join(self.table["material_id"]).encode())
+        for array in (self.graphs.n_atoms, self.graphs.species_numbers):
+            total.update(np.ascontiguousarray(array).tobytes())
+        return total.hexdigest()
 
     def labels(self, item: Property) -> NDArray[np.float64]:
         """The labels of a property in the unit of its target, NaN where unknown, ``(n,)``."""

@@ -47,6 +47,7 @@ from crysxpp_mm.benchmarks.simple_models import (
 from crysxpp_mm.elements import N_FEATURES
 from crysxpp_mm.errors import SettingsError
 from crysxpp_mm.estimators import CrysXPPRegressor
+from crysxpp_mm.estimators.transforms import get_transform
 from crysxpp_mm.graph.batch import atom_batches
 from crysxpp_mm.model_zoo import DEFAULT_MODEL, load_model
 from crysxpp_mm.models.pooling import MOMENTS, pool
@@ -192,16 +193,18 @@ class Benchmark:
         item = find_property(run.property)
         labels = self.crystals.labels(item)
         rows = self.crystals.split(item, fraction=run.fraction, seed=run.seed)
-        return item, labels, rows, self._key(run, rows.train, rows.test, labels)
+        return item, labels, rows, self._key(run, item, rows, labels)
 
-    def _key(self, run: Run, train: Rows, test: Rows, labels: Values) -> str:
+    def _key(self, run: Run, item: Property, rows: Split, labels: Values) -> str:
         """A hash of all that a result depends on."""
         estimator = estimator_of(run) if run.n_members else None
         settings = {} if estimator is None else estimator.get_params(deep=False)
-        simple = [asdict(candidate) for candidate in CANDIDATES.get(run.method, ())]
-        facts = [asdict(run), settings, simple, INNER_ROWS, self.crystals.data_hash, versions()]
+        simple: list[Any] = [asdict(candidate) for candidate in CANDIDATES.get(run.method, ())]
+        if simple and np.isfinite(floor := get_transform(item.transform).floor):
+            simple.append(floor)  # predictions are cut there
+        facts = [asdict(run), settings, simple, INNER_ROWS, self.crystals.identity, versions()]
         total = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode())
-        for array in (train, test, labels[train], labels[test]):
+        for array in (*rows, labels[rows.train], labels[rows.test]):
             total.update(np.ascontiguousarray(array).tobytes())
         return total.hexdigest()[:16]
 
@@ -215,7 +218,9 @@ class Benchmark:
         graphs = self.crystals.graphs.select(test)
         predicted = estimator.predict(graphs)
         alone = [network.predict(graphs)[:, 0].numpy() for network in estimator.members_]
-        single = [np.abs(learned - item.learned(labels[test])).mean() for learned in alone]
+        single = [
+            self._errors(item, item.labels_of(learned), labels, test)["mae"] for learned in alone
+        ]
         shutil.rmtree(checkpoints, ignore_errors=True)
         mixed = np.nan
         if run.method == PRETRAINED and run.n_members > 1:
@@ -316,7 +321,7 @@ def fit_simple_model(
         errors += np.abs(guesses - y[outer]).mean(axis=1)
     chosen = candidates[int(errors.argmin())]
     guess = predictions([chosen], x, y, columns[rows.test].astype(np.float64), seed=seed)[0]
-    predicted = np.asarray(10.0**guess) if item.transform == "log10" else guess
+    predicted = item.labels_of(guess)
     found = regressor_settings(chosen)
     if found["chosen"] == "trees":
         return predicted, f"{N_TREES} extra trees"
@@ -634,6 +639,9 @@ def _page(
     lines += [markdown_table(table), "", *_what(summary), ""]
     if len(differences):
         lines += [DIFFERENCES.format(others="the others"), "", _differences_table(differences), ""]
+    transforms = {item.name: item.transform for item in PROPERTIES if item.transform}
+    if named := [f"{name} `{transforms[name]}`" for name in aims if name in transforms]:
+        lines += [f"Learned by a transform: {', '.join(named)}.", ""]
     cells = summary.dropna(subset=["mae_per_cell"])
     if len(cells):
         lines += ["The magnetic moment is learned per site; errors per cell, Bohr magneton:", ""]
