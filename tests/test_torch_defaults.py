@@ -89,20 +89,17 @@ def pretrained(folder: Path) -> Any:
     return torch.cat(model.node_embeddings(graphs), dim=1).numpy()
 
 
-@pytest.mark.parametrize("default", [double_by_default, elsewhere_by_default])
-@pytest.mark.parametrize(
-    "compute",
-    [
-        columns,
-        predictions,
-        reasons,
-        fitted_from_a_model,
-        fitted_from_nothing,
-        fitted_without_bond_lengths,
-        probabilities,
-        pretrained,
-    ],
+LEARNED = (
+    fitted_from_a_model,
+    fitted_from_nothing,
+    fitted_without_bond_lengths,
+    probabilities,
+    pretrained,
 )
+
+
+@pytest.mark.parametrize("default", [double_by_default, elsewhere_by_default])
+@pytest.mark.parametrize("compute", [columns, predictions, reasons, *LEARNED])
 def test_numbers_are_the_same(
     tmp_path: Path,
     compute: Callable[[Path], Any],
@@ -112,7 +109,8 @@ def test_numbers_are_the_same(
     with default():
         found = np.asarray(compute(tmp_path / "changed"))
     assert found.dtype == expected.dtype
-    assert_allclose(found, expected, rtol=1e-5)  # Adam counts its steps in the default dtype
+    # Adam counts its steps in the default dtype, and what it rounds grows in the training.
+    assert_allclose(found, expected, rtol=1e-3 if compute in LEARNED else 0)
 
 
 def test_networks_are_in_single_precision() -> None:
