@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from numpy.testing import assert_allclose, assert_array_equal
 from small_tables import rock_salts, small_tables
 from typer.testing import CliRunner
@@ -52,11 +53,14 @@ from crysxpp_mm.cli import app
 from crysxpp_mm.data.store import build_store
 from crysxpp_mm.errors import DataError, SettingsError
 from crysxpp_mm.estimators import CrysXPPRegressor
+from crysxpp_mm.graph.arrays import CrystalGraphs
 from crysxpp_mm.graph.converter import CrystalGraphConverter
 from crysxpp_mm.model_zoo import load_model
+from crysxpp_mm.models.crysxpp import CrysXPP
 
 BULK = find_property("bulk modulus")
 MOMENT = find_property("magnetic moment")
+GAP = find_property("band gap")
 
 
 @pytest.fixture(scope="module")
@@ -139,6 +143,21 @@ def test_unknown_property_is_refused_by_name() -> None:
 def test_labels_come_back_from_what_is_learned(item: Any) -> None:
     labels = np.array([0.5, 20.0])
     assert_allclose(item.labels_of(item.learned(labels)), labels)
+
+
+def test_a_network_says_no_gap_below_zero(
+    crystals: LabelledCrystals, quick: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def below_zero(model: CrysXPP, graphs: CrystalGraphs, **options: Any) -> torch.Tensor:
+        return torch.full((len(graphs), 1), -1.0, dtype=torch.float64)
+
+    assert_array_equal(GAP.labels_of(np.array([-1.0, 0.0, 2.0])), [0, 0, 2])
+    monkeypatch.setattr(CrysXPP, "predict", below_zero)
+    benchmark = small_data.Benchmark(crystals, out=tmp_path, say=print)
+    found = benchmark.result(make_run("band gap", 0.8, 0, PRETRAINED, 1))
+    rows = crystals.split(GAP, fraction=0.8, seed=0)
+    zero = crystals.labels(GAP)[rows.test].mean()  # the error of saying zero
+    assert_allclose([found["mae"], found["mae_one_network"]], zero)
 
 
 @pytest.fixture

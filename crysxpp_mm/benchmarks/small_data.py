@@ -639,8 +639,8 @@ def _page(
     lines += [markdown_table(table), "", *_what(summary), ""]
     if len(differences):
         lines += [DIFFERENCES.format(others="the others"), "", _differences_table(differences), ""]
-    transforms = {item.name: item.transform for item in PROPERTIES if item.transform}
-    if named := [f"{name} `{transforms[name]}`" for name in aims if name in transforms]:
+    shown = [find_property(name) for name in summary["property"].unique()]
+    if named := [f"{item.name} `{item.transform}`" for item in shown if item.transform]:
         lines += [f"Learned by a transform: {', '.join(named)}.", ""]
     cells = summary.dropna(subset=["mae_per_cell"])
     if len(cells):
