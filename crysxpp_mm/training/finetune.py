@@ -472,9 +472,13 @@ def fine_tune(
         calibrate_readout(model, graphs.select(train[order[first]]))
     model.train()
     dtype = torch.long if task == "classification" else torch.float32
-    labels = torch.from_numpy(np.array(targets)).to(dtype)
-    weights = None if class_weights is None else torch.from_numpy(class_weights).to(torch.float32)
-    least = None if floors is None else torch.from_numpy(floors).to(dtype)
+    labels = torch.as_tensor(targets, dtype=dtype, device="cpu")
+    weights = (
+        None
+        if class_weights is None
+        else torch.as_tensor(class_weights, dtype=torch.float32, device="cpu")
+    )
+    least = None if floors is None else torch.as_tensor(floors, dtype=dtype, device="cpu")
     module = FineTuneModule(
         model, config, task=task, class_weights=weights, floors=least, trained=trained
     )
