@@ -2,6 +2,9 @@
 
 The networks are small. Two torch threads gain nothing on an idle machine, and on a busy one they
 wait for each other: a prediction was measured to take 20 times as long.
+
+Other packages set torch's default device for a whole process; ``cpu_by_default`` is for code, such
+as Lightning's, that makes tensors where that is and means the CPU.
 """
 
 from __future__ import annotations
@@ -31,6 +34,13 @@ class _Threads:
 
 
 _threads: dict[int, _Threads] = {}
+
+
+@contextmanager
+def cpu_by_default() -> Iterator[None]:
+    """Tensors are made on the CPU inside, unless the code names another device."""
+    with torch.device("cpu"):
+        yield
 
 
 @contextmanager

@@ -25,6 +25,7 @@ from crysxpp_mm.serialization import (
     reading_model,
     weights_to_dict,
 )
+from crysxpp_mm.threads import cpu_by_default
 from crysxpp_mm.version import __version__
 
 
@@ -46,7 +47,7 @@ class CrystalGraphModel(nn.Module, SavedDocument):
 
         Its batch norms know no data.
         """
-        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        with torch.random.fork_rng(devices=[]), cpu_by_default():
             torch.manual_seed(seed)
             model = cls(**settings)
         return model.eval()
@@ -130,7 +131,7 @@ class CrystalGraphModel(nn.Module, SavedDocument):
             raise ModelFileError(f"the weights are not those of {settings['n_convs']} layers.")
         with torch.device("meta"):  # sizes cost nothing there
             check_weights(cls(**settings), tensors)
-        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        with torch.random.fork_rng(devices=[]), cpu_by_default():
             model = cls(**settings, metadata=d.get("metadata"))
         model.load_state_dict(tensors)
         return model.eval()

@@ -27,7 +27,7 @@ from crysxpp_mm.graph.backend import Graph
 from crysxpp_mm.graph.batch import atom_batches
 from crysxpp_mm.models.crysxpp import CrysXPP, FeatureSelector
 from crysxpp_mm.serialization import read_document, write_document
-from crysxpp_mm.threads import is_forked, one_torch_thread
+from crysxpp_mm.threads import cpu_by_default, is_forked, one_torch_thread
 from crysxpp_mm.training.checkpoints import (
     CHECKPOINT,
     MODEL,
@@ -401,6 +401,7 @@ def calibrate_readout(model: CrysXPP, graphs: CrystalGraphs) -> None:
 
 
 @one_torch_thread()
+@cpu_by_default()
 def fine_tune(
     model: CrysXPP,
     graphs: CrystalGraphs,
@@ -472,13 +473,9 @@ def fine_tune(
         calibrate_readout(model, graphs.select(train[order[first]]))
     model.train()
     dtype = torch.long if task == "classification" else torch.float32
-    labels = torch.as_tensor(targets, dtype=dtype, device="cpu")
-    weights = (
-        None
-        if class_weights is None
-        else torch.as_tensor(class_weights, dtype=torch.float32, device="cpu")
-    )
-    least = None if floors is None else torch.as_tensor(floors, dtype=dtype, device="cpu")
+    labels = torch.as_tensor(targets, dtype=dtype)
+    weights = None if class_weights is None else torch.as_tensor(class_weights, dtype=torch.float32)
+    least = None if floors is None else torch.as_tensor(floors, dtype=dtype)
     module = FineTuneModule(
         model, config, task=task, class_weights=weights, floors=least, trained=trained
     )
@@ -492,21 +489,17 @@ def fine_tune(
     )
     settled = 0 if config.patience is not None else int(SETTLED * config.max_epochs)
     curves, best = Curves(folder), KeepBest(settled)
+    callbacks: list[Callback] = [curves, best]
+    if len(validation) and config.patience is not None:
+        callbacks.append(Patience(MONITOR, patience=config.patience, strict=False))
+    if folder is not None:
+        callbacks.append(SaveCheckpoint(folder))
+    if pbar:
+        callbacks.append(EpochBar(label))
     if accelerator == "auto":
         accelerator = "cuda" if torch.cuda.is_available() and not is_forked() else "cpu"
-    with (
-        _quiet_lightning(),
-        stopped_as_usual(),
-        torch.random.fork_rng(devices=[]),  # loaders draw a seed
-        torch.device("cpu"),  # whatever the default is; Lightning takes tensors where they belong
-    ):
-        callbacks: list[Callback] = [curves, best]
-        if len(validation) and config.patience is not None:
-            callbacks.append(Patience(MONITOR, patience=config.patience, strict=False))
-        if folder is not None:
-            callbacks.append(SaveCheckpoint(folder))
-        if pbar:
-            callbacks.append(EpochBar(label))
+    # Loaders draw a seed.
+    with _quiet_lightning(), stopped_as_usual(), torch.random.fork_rng(devices=[]):
         trainer = lightning.Trainer(
             accelerator=accelerator,
             devices=devices,

@@ -24,6 +24,7 @@ from crysxpp_mm.graph.arrays import CrystalGraphs
 from crysxpp_mm.graph.converter import CrystalGraphConverter
 from crysxpp_mm.losses import ReconstructionLoss, reconstruction_loss
 from crysxpp_mm.models.crysae import CrysAE
+from crysxpp_mm.threads import cpu_by_default
 from crysxpp_mm.training.batches import EpochOfBatches, PretrainBatch
 from crysxpp_mm.training.checkpoints import (
     CHECKPOINT,
@@ -202,6 +203,7 @@ def split_crystals(
     return np.sort(order[n_validation:]), np.sort(order[:n_validation])
 
 
+@cpu_by_default()
 def pretrain(
     graphs: CrystalGraphs,
     config: PretrainConfig,
@@ -264,35 +266,28 @@ def pretrain(
 
     data = CrystalData(graphs, config, train=train, validation=validation, num_workers=num_workers)
     steps = sum(len(data.epoch(epoch, shuffle=True)) for epoch in range(config.max_epochs))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        model = CrysAE(converter=converter, metadata=run, **config.model_settings)
+    module = PretrainModule(model, config, steps=steps)
     saver = SaveBest(folder)
+    callbacks: list[Callback] = [
+        CurveRecorder(folder),
+        saver,
+        Patience(
+            MONITOR if len(validation) else "train_total", patience=config.patience, strict=False
+        ),
+        SaveCheckpoint(folder),
+    ]
+    if max_minutes is not None:
+        callbacks.append(StopByTime(60 * max_minutes))
+    if pbar:
+        callbacks.append(TQDMProgressBar())
     started = time.monotonic()
-    with (
-        stopped_as_usual(),
-        redirect_stdout(sys.stderr),
-        warnings.catch_warnings(),
-        torch.device("cpu"),  # whatever the default is; Lightning takes tensors where they belong
-    ):
+    with stopped_as_usual(), redirect_stdout(sys.stderr), warnings.catch_warnings():
         # Lightning advises loader workers; batches are cheaper than sending them.
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.seed)
-            model = CrysAE(converter=converter, metadata=run, **config.model_settings)
-        module = PretrainModule(model, config, steps=steps)
-        callbacks: list[Callback] = [
-            CurveRecorder(folder),
-            saver,
-            Patience(
-                MONITOR if len(validation) else "train_total",
-                patience=config.patience,
-                strict=False,
-            ),
-            SaveCheckpoint(folder),
-        ]
-        if max_minutes is not None:
-            callbacks.append(StopByTime(60 * max_minutes))
-        if pbar:
-            callbacks.append(TQDMProgressBar())
         trainer = lightning.Trainer(
             accelerator=accelerator,
             devices=devices,
