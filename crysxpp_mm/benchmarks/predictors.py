@@ -117,11 +117,12 @@ PREDICTORS = (
         name="crysxpp-magnetic-moment",
         property="magnetic moment",
         n_members=2,
-        title="Magnetic moment of a crystal per site, Bohr magneton",
+        title="Magnitude of the magnetic moment of a crystal per site, Bohr magneton",
         limits=(
             (
                 "The labels are totals of the cell, joined by formula where it has one polymorph, "
-                "divided by the number of sites; multiply by the sites of a cell for its moment."
+                "divided by the number of sites; multiply by the sites of a cell for its moment. "
+                "Their sign was dropped: all spins of a crystal may be reversed."
             ),
         ),
     ),

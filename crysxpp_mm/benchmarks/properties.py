@@ -32,9 +32,9 @@ TEST_FRACTION = 0.1
 """Share of the labelled crystals that is the test set of a split."""
 SETTINGS_CHOSEN = (
     "The sparsity, the rate of the encoder, the epochs to choose from, the hidden layer of the "
-    "sites and the transform of the band gap were set on development crystals, which are in no "
-    "test set; older settings (layers, moments, loss, schedule) had been compared on another "
-    "split, whose crystals may be among these."
+    "sites and the transforms of the band gap and of the magnetic moment were set on development "
+    "crystals, which are in no test set; older settings (layers, moments, loss, schedule) had been "
+    "compared on another split, whose crystals may be among these."
 )
 """How the defaults of the estimators came about, for the pages."""
 GRAPHS = "mp.graphs"
@@ -51,6 +51,7 @@ class Property:
         unit: Unit of the column.
         transform: What is learned in place of the label, as ``CrysXPPRegressor`` takes it.
         per_site: Whether the column is of the whole cell, and is divided by the sites to learn it.
+        magnitude: Whether the sign of the column says nothing of the crystal, and is dropped.
         error_unit: Unit of the errors, which are those of what is learned.
         aim: Error at 20 % of the labels that the project aims for; None where it names none.
     """
@@ -60,6 +61,7 @@ class Property:
     unit: str
     transform: str | None = None
     per_site: bool = False
+    magnitude: bool = False
     error_unit: str
     aim: float | None = None
 
@@ -103,7 +105,9 @@ PROPERTIES = (
         name="magnetic moment",
         column="magnetic_moment",
         unit="Bohr magneton",
+        transform="nonnegative",
         per_site=True,
+        magnitude=True,  # a crystal and the same with every spin reversed are one
         error_unit="Bohr magneton/site",
     ),
     Property(
@@ -178,6 +182,8 @@ class LabelledCrystals:
     def labels(self, item: Property) -> NDArray[np.float64]:
         """The labels of a property in the unit of its target, NaN where unknown, ``(n,)``."""
         values = self.table[item.column].to_numpy(dtype=np.float64).copy()
+        if item.magnitude:
+            values = np.abs(values)
         if item.per_site:
             values /= self.graphs.n_atoms
         if item.column == "formation_energy_per_atom":
