@@ -140,6 +140,46 @@ def test_training_on_a_table_is_that_of_the_estimator(data, crysae, tmp_path):
     assert str(tmp_path) not in json.dumps(model.metadata_)
 
 
+def test_further_settings_come_from_a_file(data, tmp_path):
+    config, out = tmp_path / "settings.yaml", tmp_path / "k.json.gz"
+    config.write_text("batch_size: 2\nreadout_dim: 3\nloss: mse\n")
+    table = data / "table.csv"
+    run("train", table, "--target", "K", *small("--config", config, "--out", out))
+    model = load_model(out)
+    assert (model.batch_size, model.readout_dim, model.loss) == (2, 3, "mse")
+    structures = [
+        Structure.from_file(data / "cifs" / f"{name}.cif") for name in ("12", "007", "008")
+    ]
+    settings = {"batch_size": 2, "readout_dim": 3, "loss": "mse", "max_epochs": 1}
+    same = CrysXPPRegressor(**settings, pretrained=None, accelerator="cpu", pbar=False)
+    same.fit(structures, [100.0, 140.0, 24.0])
+    np.testing.assert_allclose(model.predict(structures), same.predict(structures), rtol=1e-5)
+
+    classify = ("--target", "kind", "--classify", "--out", tmp_path / "kind.json.gz")
+    config.write_text("batch_size: 2\nclass_weight: balanced\n")
+    run("train", table, *classify, *small("--config", config))
+    assert load_model(tmp_path / "kind.json.gz").class_weight == "balanced"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("batchsize: 2", "has unknown settings: batchsize"),
+        ("class_weight: balanced", "has unknown settings: class_weight"),
+        ("max_epochs: 2", "max_epochs has an option of its own"),
+        ("units: GPa", "units has an option of its own"),
+        ("- batch_size", "must map names of settings to values"),
+        ("batch_size: [", "cannot be read as YAML or JSON"),
+        ("batch_size: none", "batch_size must be a whole number"),
+    ],
+)
+def test_further_settings_that_make_no_sense_are_named(data, text, message, tmp_path):
+    config = tmp_path / "settings.yaml"
+    config.write_text(text)
+    told = fails("train", data / "table.csv", "--target", "K", *small("--config", config))
+    assert message in told
+
+
 def test_labels_are_matched_by_name_and_what_does_not_match_is_told(data, tmp_path):
     make_copper().to(filename=str(data / "cifs" / "alone.cif"))
     options = ("--labels", data / "labels.csv", "--target", "gap", "--out", tmp_path / "a.json.gz")

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from crysxpp_mm.graph.converter import CrystalGraphConverter
 
 MODEL_SUFFIXES = (".json.gz", ".json")
+OTHER_OPTIONS = ("pretrained", "target_names", "transform", "units")
+"""Settings of an estimator that come from options, beside those of the same name and meaning."""
 
 
 def train(
@@ -73,8 +75,8 @@ def train(
     transform: Annotated[
         list[str] | None,
         typer.Option(
-            help="Learn log10, log, log1p or sqrt of the target; for one of several targets "
-            "NAME=log10. May be repeated.",
+            help="Learn log10, log, log1p or sqrt of the target, or a nonnegative target, such as "
+            "a band gap; for one of several targets NAME=log10. May be repeated.",
             show_default=False,
         ),
     ] = None,
@@ -91,6 +93,14 @@ def train(
         typer.Option(
             help="Where the encoder starts: a shipped CrysAE by name, the file of a saved one, or "
             "none for random weights.  [default: the shipped default]",
+            show_default=False,
+        ),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            help="YAML or JSON file of settings of CrysXPPRegressor or CrysXPPClassifier that have "
+            "no option here, such as batch_size.",
             show_default=False,
         ),
     ] = None,
@@ -152,6 +162,7 @@ def train(
     \b
     Examples:
       crysxpp train elastic_tensor_2015 --target K_VRH --transform log10 --unit GPa
+      crysxpp train crystals.csv --target energy --config longer.yaml --max-epochs 60
       crysxpp train crystals.zip --labels properties.csv --id-column material_id --target band_gap --unit eV --test-fraction 0.1 --out gap.json.gz
     """  # noqa: E501 - an example is one line
     _check_model_name(out)
@@ -165,6 +176,8 @@ def train(
         "devices": devices,
     }
     targets = list(dict.fromkeys(target))
+    if config is not None:
+        options |= _further_settings(config, {*options, *OTHER_OPTIONS}, classify=classify)
     estimator, converter = _estimator(
         targets, options, classify=classify, transform=transform, unit=unit, pretrained=pretrained
     )
@@ -223,6 +236,24 @@ def _check_model_name(out: Path) -> None:
     if not out.name.endswith(MODEL_SUFFIXES):
         raise SettingsError(f"--out {out}: the name must end in {' or '.join(MODEL_SUFFIXES)}.")
     check_writable(out)
+
+
+def _further_settings(path: Path, options: Collection[str], *, classify: bool) -> dict[str, Any]:
+    """Settings of the estimator that have no option, from a file.
+
+    Raises:
+        SettingsError: the file cannot be read, or has an unknown setting, or one of an option.
+    """
+    from crysxpp_mm.estimators import CrysXPPClassifier, CrysXPPRegressor
+    from crysxpp_mm.training.config import read_settings
+
+    kind = CrysXPPClassifier if classify else CrysXPPRegressor
+    settings = read_settings(path, known=kind().get_params(deep=False))
+    if given := [name for name in settings if name in options]:
+        raise SettingsError(
+            f"{path}: {given[0]} has an option of its own; see crysxpp train --help."
+        )
+    return settings
 
 
 def _estimator(

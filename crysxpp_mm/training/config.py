@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
 from numbers import Integral, Real
 from pathlib import Path
@@ -35,6 +36,31 @@ def number(name: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, Real):
         raise SettingsError(f"{name} must be a number, got {value!r}.")
     return float(value)
+
+
+def read_settings(path: str | os.PathLike[str], *, known: Iterable[str]) -> dict[str, Any]:
+    """Settings by name, from a YAML or JSON file.
+
+    Args:
+        path: The file.
+        known: What there is to be set.
+
+    Raises:
+        SettingsError: the file is absent or unreadable, or names an unknown setting.
+    """
+    try:
+        content = loadfn(Path(path), cls=None) or {}
+    except Exception as error:
+        raise SettingsError(f"{path} cannot be read as YAML or JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise SettingsError(f"{path} must map names of settings to values.")
+    settings = {str(key): value for key, value in content.items() if not str(key).startswith("@")}
+    if unknown := sorted(set(settings) - set(known)):
+        raise SettingsError(
+            f"{path} has unknown settings: {', '.join(unknown)}; "
+            f"there are {', '.join(sorted(known))}."
+        )
+    return settings
 
 
 class _Checked:
@@ -171,19 +197,7 @@ class PretrainConfig(_Checked, MSONable):
         Raises:
             SettingsError: the file is absent or unreadable, or names an unknown setting.
         """
-        try:
-            content = loadfn(Path(path), cls=None) or {}
-        except Exception as error:
-            raise SettingsError(f"{path} cannot be read as YAML or JSON: {error}") from error
-        if not isinstance(content, dict):
-            raise SettingsError(f"{path} must map names of settings to values.")
-        known = {item.name for item in fields(cls)}
-        settings = {key: value for key, value in content.items() if not key.startswith("@")}
-        if unknown := sorted(set(settings) - known):
-            raise SettingsError(
-                f"{path} has unknown settings: {', '.join(unknown)}; "
-                f"there are {', '.join(sorted(known))}."
-            )
+        settings = read_settings(path, known=[item.name for item in fields(cls)])
         weights = settings.get("loss_weights")
         try:
             if isinstance(weights, dict):
