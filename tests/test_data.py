@@ -422,6 +422,19 @@ def test_store_returns_what_the_converter_made(tmp_path, store, structures):
     assert equal(again.select(["3", "0"]), expected.select([3, 0]))
 
 
+def test_store_of_each_crystal(tmp_path, store):
+    for row, one in enumerate(store):
+        name = str(row)
+        assert one.names == [name]
+        assert equal(one.graphs, store.select([name]))
+        table = pd.Series([make_structures()[row]], index=[name])
+        alone = build_store(table, tmp_path / "alone.graphs", pbar=False)
+        assert (one.converter, one.data_hash) == (alone.converter, alone.data_hash)
+    assert store[-1].names == ["7"]
+    with pytest.raises(IndexError, match="index 8 is out of range for 8"):
+        store[8]
+
+
 def test_store_keeps_its_rule(tmp_path):
     rule = CrystalGraphConverter(cutoff=5.0, max_neighbors=6)
     kept = build_store([make_nacl()], tmp_path / "a.graphs", converter=rule, pbar=False)

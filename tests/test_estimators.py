@@ -148,10 +148,13 @@ def test_cross_validation_of_graphs():
 def test_graph_store(fitted, tmp_path):
     store = build_store(SALTS, tmp_path / "salts.graphs", pbar=False)
     assert np.array_equal(fitted.predict(store), fitted.predict(SALTS))
+    scores = cross_val_score(regressor(), store, Y, cv=2, error_score="raise")
+    assert np.array_equal(scores, cross_val_score(regressor(), store.graphs, Y, cv=2))
     other = CrystalGraphConverter(max_neighbors=6)
     store = build_store(SALTS, tmp_path / "other.graphs", converter=other, pbar=False)
-    with pytest.raises(DataError, match="store was built by"):
-        fitted.predict(store)
+    for crystals in (store, list(store)):
+        with pytest.raises(DataError, match="store was built by"):
+            fitted.predict(crystals)
 
 
 def test_shape_of_predictions_follows_y():

@@ -70,6 +70,19 @@ class GraphStore:
     def __len__(self) -> int:
         return len(self.names)
 
+    def __getitem__(self, index: int) -> GraphStore:
+        """A store of the crystal at ``index``, so that scikit-learn can split stores like lists.
+
+        Raises:
+            IndexError: there is no such crystal.
+        """
+        graphs, names = self.graphs[index], [self.names[index]]
+        digests = {
+            name: hashlib.sha256(array.tobytes()).hexdigest()
+            for name, array in _arrays_of(names, graphs).items()
+        }
+        return GraphStore(names, graphs, self.converter, _combine(digests, self.converter))
+
     def select(self, names: list[str]) -> CrystalGraphs:
         """The graphs of the crystals of these names, in that order.
 
@@ -253,14 +266,8 @@ class _Writer:
     def add(self, names: list[str], graphs: CrystalGraphs) -> None:
         """Append a block."""
         self.n_graphs += len(names)
-        for name, dtype in _COLUMNS.items():
-            if name == "names":
-                data = _join(names)
-            elif name.endswith("_counts"):
-                offsets = getattr(graphs, name.replace("_counts", "_offsets"))
-                data = np.diff(offsets).astype(dtype).tobytes()
-            else:
-                data = getattr(graphs, name).astype(dtype, copy=False).tobytes()
+        for name, array in _arrays_of(names, graphs).items():
+            data = array.tobytes()
             self.digests[name].update(data)
             with (self.folder / name).open("ab") as file:
                 file.write(data)
@@ -371,6 +378,18 @@ def _read_array(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
     if array.dtype != _COLUMNS[name] or array.ndim != 1:
         raise ValueError(f"{name} is {array.dtype} of {array.ndim} dimensions")
     return array
+
+
+def _arrays_of(names: list[str], graphs: CrystalGraphs) -> dict[str, NDArray[Any]]:
+    """What a file holds of these crystals."""
+    columns: dict[str, NDArray[Any]] = {"names": np.frombuffer(_join(names), dtype=np.uint8)}
+    for name, dtype in _COLUMNS.items():
+        if name.endswith("_counts"):
+            offsets = getattr(graphs, name.replace("_counts", "_offsets"))
+            columns[name] = np.diff(offsets).astype(dtype)
+        elif name != "names":
+            columns[name] = getattr(graphs, name).astype(dtype, copy=False)
+    return columns
 
 
 def _join(names: list[str]) -> bytes:

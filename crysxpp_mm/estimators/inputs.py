@@ -53,8 +53,8 @@ def read_crystals(X: object, converter: CrystalGraphConverter) -> Crystals:
 
     Args:
         X: Structures (or their dictionaries) in a list, a tuple, an object array, a Series or a
-            DataFrame of one column; entries may be lists of one structure, or graphs. Or the
-            graphs of all crystals: ``CrystalGraphs`` or a ``GraphStore``.
+            DataFrame of one column; entries may be lists of one structure, graphs, or stores of
+            one. Or the graphs of all crystals: ``CrystalGraphs`` or a ``GraphStore``.
         converter: The rule of the model.
 
     Raises:
@@ -64,12 +64,7 @@ def read_crystals(X: object, converter: CrystalGraphConverter) -> Crystals:
     if isinstance(X, CrystalGraphs):
         return Crystals(X, np.arange(len(X)), {}, None, len(X))
     if isinstance(X, GraphStore):
-        if X.converter != converter:
-            raise DataError(
-                f"the graph store was built by {X.converter}, the model needs {converter}; build "
-                "a store with the converter of the model."
-            )
-        return Crystals(X.graphs, np.arange(len(X)), {}, None, len(X))
+        return Crystals(_graphs_of(X, converter), np.arange(len(X)), {}, None, len(X))
     index: pd.Index | None = None
     if isinstance(X, pd.DataFrame):
         if X.shape[1] != 1:
@@ -87,11 +82,27 @@ def read_crystals(X: object, converter: CrystalGraphConverter) -> Crystals:
         )
     if isinstance(X, str) or not isinstance(X, Iterable):
         raise StructureTypeError(f"X must be list-like, got a {type(X).__name__}.")
-    return _convert([_entry(item) for item in X], converter, index)
+    return _convert([_entry(item, converter) for item in X], converter, index)
 
 
-def _entry(item: Any) -> Any:
-    """The structure of a row that may be a list of one."""
+def _graphs_of(store: GraphStore, converter: CrystalGraphConverter) -> CrystalGraphs:
+    """The graphs of a store.
+
+    Raises:
+        DataError: it was built by another rule.
+    """
+    if store.converter != converter:
+        raise DataError(
+            f"the graph store was built by {store.converter}, the model needs {converter}; build "
+            "a store with the converter of the model."
+        )
+    return store.graphs
+
+
+def _entry(item: Any, converter: CrystalGraphConverter) -> Any:
+    """The structure or the graph of a row, which may be a list or a store of one."""
+    if isinstance(item, GraphStore):
+        return _graphs_of(item, converter)
     if isinstance(item, list | tuple | np.ndarray) and len(item) == 1:
         return item[0]
     if isinstance(item, np.ndarray):
