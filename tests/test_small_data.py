@@ -37,6 +37,10 @@ from crysxpp_mm.benchmarks.properties import (
 )
 from crysxpp_mm.benchmarks.small_data import (
     COLUMNS,
+    LONGER,
+    LONGER_SETTINGS,
+    LONGER_SINGLE,
+    LONGER_UNTRAINED,
     METHODS,
     MIXED,
     NETWORKS,
@@ -310,6 +314,37 @@ def test_label_curves_draw_a_figure_and_can_be_made_in_parts(
     assert list(summary["n_seeds"]) == [3, 1]
     alone = {**arguments, "methods": (PRETRAINED, "Magpie"), "seeds": (0,), "fractions": (0.2,)}
     assert list(run_label_curves(**alone)["n_seeds"]) == [2, 2, 1, 1]  # a seed with all methods
+
+
+def test_longer_training_stands_beside_the_defaults(
+    crystals: LabelledCrystals, quick: None, tmp_path: Path
+) -> None:
+    names = ["bulk modulus", "shear modulus"]
+    arguments = {"crystals": crystals, "out": tmp_path, "seeds": (0, 1), "n_members": 2}
+    summary = run_small_data(
+        **arguments, properties=names, methods=(PRETRAINED,), longer=["bulk modulus"]
+    )
+    longer = [LONGER, LONGER_SINGLE, LONGER_UNTRAINED]
+    bulk = summary[summary["property"] == "bulk modulus"].set_index("method")
+    assert set(bulk.index) == {PRETRAINED, SINGLE, MIXED, *longer}
+    assert list(bulk.loc[longer, "n_members"]) == [2, 1, 1]
+    others = set(summary.loc[summary["property"] == "shear modulus", "method"])
+    assert others == {PRETRAINED, SINGLE, MIXED}
+    assert_allclose(bulk.loc[LONGER_SINGLE, "mae"], bulk.loc[LONGER, "mae_one_network"])
+    page = (tmp_path / "small_data.md").read_text()
+    for name, value in LONGER_SETTINGS.items():
+        assert f"`{name}={value}`" in page
+    compared = [line.split(" | ")[:3] for line in page.splitlines() if line.startswith("| bulk")]
+    assert ["| bulk modulus", LONGER, PRETRAINED] in compared
+    assert ["| bulk modulus", LONGER_SINGLE, LONGER_UNTRAINED] in compared
+    for method in (LONGER, LONGER_UNTRAINED):
+        run = estimator_of(make_run("bulk modulus", 0.2, 0, method, 3))
+        settings = run.get_params()
+        assert {name: settings[name] for name in LONGER_SETTINGS} == LONGER_SETTINGS
+        assert (run.pretrained is None) == (method == LONGER_UNTRAINED)
+        assert run.n_members == (1 if method == LONGER_UNTRAINED else 3)
+    with pytest.raises(DataError, match="hardness"):
+        run_small_data(**arguments, longer=["hardness"])
 
 
 def test_verdict_needs_more_than_the_spread() -> None:

@@ -74,7 +74,21 @@ SINGLE = "CrysXPP, one network"
 MIXED = "CrysXPP and columns"
 """The mean of two predictions, of an ensemble and of the simple model of ``COLUMNS``."""
 COLUMNS, MAGPIE = "CrysAE columns", "Magpie"
+LONGER, LONGER_UNTRAINED = "trained longer", "trained longer without pretraining"
+LONGER_SINGLE = "trained longer, one network"
+LONGER_SETTINGS: Mapping[str, Any] = {
+    "max_epochs": 60,
+    "batch_size": 32,
+    "selector_rate": 5e-4,
+    "validation_fraction": 0.05,
+}
+"""For thousands of labels: three times the steps, a slower selector, fewer crystals held out."""
+LONGER_PROPERTIES = ("formation energy",)
+"""Properties that are trained longer as well; each takes hours."""
+SINGLES = {PRETRAINED: SINGLE, LONGER: LONGER_SINGLE}
+"""The ensembles, and the mean error of the networks of each, one by one."""
 METHODS = (PRETRAINED, UNTRAINED, COLUMNS, MAGPIE)
+"""What is compared on every property."""
 NETWORKS: Mapping[str, Mapping[str, Any]] = {
     PRETRAINED: {},
     UNTRAINED: {"pretrained": None},
@@ -91,11 +105,23 @@ NETWORKS: Mapping[str, Mapping[str, Any]] = {
     "GCN encoder, no pretraining": {"pretrained": None, "encoder": "gcn"},
 }
 """Methods that are networks, and the settings in which they differ from the defaults."""
+LONGER_NETWORKS: Mapping[str, Mapping[str, Any]] = {
+    LONGER: LONGER_SETTINGS,
+    LONGER_UNTRAINED: {**LONGER_SETTINGS, "pretrained": None},
+}
+"""The same of those that are trained longer, on ``LONGER_PROPERTIES``."""
 WHAT = {
     PRETRAINED: "`CrysXPPRegressor` with its default settings and {n_members}",
     SINGLE: "the networks of an ensemble one by one, their mean error",
     MIXED: "the mean of what CrysXPP and the model of CrysAE columns predict",
     UNTRAINED: "one network with `pretrained=None`: a CGCNN with a feature selector",
+    LONGER: (
+        "{n_members} with "
+        + ", ".join(f"`{name}={value}`" for name, value in LONGER_SETTINGS.items())
+        + ", which were chosen on development crystals of this property"
+    ),
+    LONGER_SINGLE: "the networks of that ensemble one by one, their mean error",
+    LONGER_UNTRAINED: "one network with these settings and `pretrained=None`",
     COLUMNS: (
         "the default columns of `CrysAEFeaturizer` with the better of ridge and SVR, chosen by "
         f"{INNER_FOLDS} folds of the training rows"
@@ -123,7 +149,7 @@ class Run:
         property: Name of the property.
         fraction: Share of the labelled crystals that is learned from.
         seed: Of the split, the weights and the order.
-        method: One of ``METHODS`` or ``NETWORKS``.
+        method: One of ``METHODS``, ``NETWORKS`` or ``LONGER_NETWORKS``.
         n_members: Networks of the ensemble; 0 for a simple model.
     """
 
@@ -285,7 +311,7 @@ def estimator_of(run: Run) -> CrysXPPRegressor:
         accelerator="cpu",
         pbar=False,
     )
-    estimator.set_params(**NETWORKS[run.method])
+    estimator.set_params(**{**NETWORKS, **LONGER_NETWORKS}[run.method])
     return estimator
 
 
@@ -355,6 +381,7 @@ def run_small_data(
     seeds: Sequence[int] = SEEDS,
     n_members: int = N_MEMBERS,
     methods: Sequence[str] = METHODS,
+    longer: Sequence[str] = LONGER_PROPERTIES,
     say: Callable[[str], None] = print,
     crystals: LabelledCrystals | None = None,
 ) -> pd.DataFrame:
@@ -371,6 +398,7 @@ def run_small_data(
         seeds: Seeds of the splits.
         n_members: Networks of an ensemble.
         methods: What is compared.
+        longer: Names of properties that networks are trained longer on as well.
         say: Where the lines of text go.
         crystals: The crystals, if they are in memory.
 
@@ -383,13 +411,14 @@ def run_small_data(
     """
     chosen = [find_property(name) for name in properties or [item.name for item in PROPERTIES]]
     _check(seeds, n_members, methods)
+    trained_longer = {find_property(name) for name in longer}
     benchmark = Benchmark(crystals or load_properties(root, graphs=graphs), out=out, say=say)
     results = benchmark.results(
         [
             make_run(item.name, FRACTION, seed, method, n_members)
             for item in chosen
             for seed in seeds
-            for method in methods
+            for method in [*methods, *(LONGER_NETWORKS if item in trained_longer else ())]
         ]
     )
     results = with_derived(results)
@@ -489,8 +518,8 @@ def _finished(
 
 def make_run(name: str, fraction: float, seed: int, method: str, n_members: int) -> Run:
     """A run; the controls among the networks are single ones, a simple model has none."""
-    if method != PRETRAINED:
-        n_members = 1 if method in NETWORKS else 0
+    if method not in SINGLES:
+        n_members = 1 if method in NETWORKS or method in LONGER_NETWORKS else 0
     return Run(property=name, fraction=fraction, seed=seed, method=method, n_members=n_members)
 
 
@@ -547,7 +576,9 @@ def with_derived(results: pd.DataFrame) -> pd.DataFrame:
     and of that of a model on columns, where it was computed.
     """
     ensembles = results[results["n_members"] > 1].assign(mae_per_cell=np.nan)
-    alone = ensembles.assign(method=SINGLE, n_members=1, mae=ensembles["mae_one_network"])
+    alone = ensembles.assign(
+        method=ensembles["method"].map(SINGLES), n_members=1, mae=ensembles["mae_one_network"]
+    )
     mixed = ensembles.assign(method=MIXED, mae=ensembles["mae_with_columns"])
     return pd.concat([results, alone, mixed.dropna(subset=["mae"])]).sort_index(
         kind="stable", ignore_index=True
@@ -558,7 +589,8 @@ def compare(results: pd.DataFrame) -> pd.DataFrame:
     """Errors with pretraining minus those of every other method, seed by seed.
 
     The runs of a seed share their rows, so their difference is steadier than the errors are. The
-    control without pretraining is one network, and is compared with single ones.
+    controls without pretraining are single networks, and are compared with such; an ensemble that
+    was trained longer is compared with one that was not.
 
     Returns:
         One row a property and other method: mean ``difference``, its standard deviation ``std``
@@ -570,10 +602,10 @@ def compare(results: pd.DataFrame) -> pd.DataFrame:
         wide = results[results["property"] == name].pivot(
             index="seed", columns="method", values="mae"
         )
-        if PRETRAINED not in wide:
-            continue
-        for method in wide.columns.drop([PRETRAINED, SINGLE], errors="ignore"):
-            ours = SINGLE if method == UNTRAINED and SINGLE in wide else PRETRAINED
+        for method in wide.columns.drop([LONGER, *SINGLES.values()], errors="ignore"):
+            ours = _compared_with(method, wide.columns)
+            if ours is None:
+                continue
             difference = wide[ours] - wide[method]
             mean, spread = difference.mean(), difference.std(ddof=1)
             verdict = "equal"
@@ -595,6 +627,16 @@ def compare(results: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def _compared_with(method: str, present: pd.Index) -> str | None:
+    """Which of the methods that are ``present`` a method is compared with; None for none."""
+    ours = {PRETRAINED: LONGER, LONGER_UNTRAINED: LONGER}.get(method, PRETRAINED)
+    if ours not in present:
+        return None
+    if method in (UNTRAINED, LONGER_UNTRAINED) and SINGLES[ours] in present:
+        return SINGLES[ours]
+    return ours
+
+
 def errors_by_method(summary: pd.DataFrame, index: list[str]) -> pd.DataFrame:
     """Errors as text, one column a method; the least in bold."""
     rows = []
@@ -611,7 +653,7 @@ def errors_by_method(summary: pd.DataFrame, index: list[str]) -> pd.DataFrame:
 
 def _what(summary: pd.DataFrame) -> Iterator[str]:
     """A line of text for each method."""
-    n_members = summary.loc[summary["method"] == PRETRAINED, "n_members"].max()
+    n_members = summary.loc[summary["method"].isin(SINGLES), "n_members"].max()
     networks = "1 network" if n_members == 1 else f"{n_members} networks"
     for method in summary["method"].unique():
         yield f"- {method}: {WHAT[method].format(n_members=networks)}."
@@ -631,12 +673,12 @@ def _page(
     differences: pd.DataFrame,
     seeds: Sequence[int],
 ) -> str:
-    table = errors_by_method(summary, ["property", "unit"])
-    aims = {item.name: item.aim for item in PROPERTIES}
-    table["aim"] = [aims[name] if aims[name] is not None else "" for name in table["property"]]
+    trained_longer = summary["method"].isin([LONGER, LONGER_SINGLE, LONGER_UNTRAINED])
     counted = f"{len(seeds)} seeds ({', '.join(map(str, seeds))})"
     lines = ["# Properties from a fifth of the labels", "", _how(counted), ""]
-    lines += [markdown_table(table), "", *_what(summary), ""]
+    for part in (summary[~trained_longer], summary[trained_longer]):
+        if len(part):
+            lines += [_table_with_aims(part), "", *_what(part), ""]
     if len(differences):
         lines += [DIFFERENCES.format(others="the others"), "", _differences_table(differences), ""]
     shown = [find_property(name) for name in summary["property"].unique()]
@@ -649,6 +691,14 @@ def _page(
     lines += [f"Made by `{COMMAND}`; every run is in `{RUNS}`.", ""]
     lines += [f"Versions: {versions()}.", ""]
     return "\n".join(lines)
+
+
+def _table_with_aims(summary: pd.DataFrame) -> str:
+    """Errors by method beside the aims, in Markdown."""
+    table = errors_by_method(summary, ["property", "unit"])
+    aims = {item.name: item.aim for item in PROPERTIES}
+    table["aim"] = [aims[name] if aims[name] is not None else "" for name in table["property"]]
+    return markdown_table(table)
 
 
 def _differences_table(differences: pd.DataFrame) -> str:
