@@ -166,8 +166,8 @@ def test_further_settings_come_from_a_file(data, tmp_path):
     [
         ("batchsize: 2", "has unknown settings: batchsize"),
         ("class_weight: balanced", "has unknown settings: class_weight"),
-        ("max_epochs: 2", "max_epochs has an option of its own"),
-        ("units: GPa", "units has an option of its own"),
+        ("max_epochs: 2", "give max_epochs by the option --max-epochs"),
+        ("units: GPa", "give units by the option --unit"),
         ("- batch_size", "must map names of settings to values"),
         ("batch_size: [", "cannot be read as YAML or JSON"),
         ("batch_size: none", "batch_size must be a whole number"),

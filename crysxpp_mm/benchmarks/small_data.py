@@ -134,7 +134,7 @@ WHAT = {
 CANDIDATES = {COLUMNS: RIDGE[1::2] + SVR[4:16], MAGPIE: RIDGE[1::2] + TREES}
 
 DIFFERENCES = (
-    "With pretraining minus {others}, seed by seed; a verdict where the mean difference exceeds "
+    "{difference}, seed by seed; a verdict where the mean difference exceeds "
     "its standard deviation over the seeds:"
 )
 COMMAND = "crysxpp benchmark small-data"
@@ -586,7 +586,7 @@ def with_derived(results: pd.DataFrame) -> pd.DataFrame:
 
 
 def compare(results: pd.DataFrame) -> pd.DataFrame:
-    """Errors with pretraining minus those of every other method, seed by seed.
+    """Errors with pretraining minus those of the other methods, seed by seed.
 
     The runs of a seed share their rows, so their difference is steadier than the errors are. The
     controls without pretraining are single networks, and are compared with such; an ensemble that
@@ -680,7 +680,12 @@ def _page(
         if len(part):
             lines += [_table_with_aims(part), "", *_what(part), ""]
     if len(differences):
-        lines += [DIFFERENCES.format(others="the others"), "", _differences_table(differences), ""]
+        lines += [
+            DIFFERENCES.format(difference="A method minus what it is compared with"),
+            "",
+            _differences_table(differences),
+            "",
+        ]
     shown = [find_property(name) for name in summary["property"].unique()]
     if named := [f"{item.name} `{item.transform}`" for item in shown if item.transform]:
         lines += [f"Learned by a transform: {', '.join(named)}.", ""]
@@ -734,7 +739,7 @@ def _curves_page(summary: pd.DataFrame, results: pd.DataFrame) -> str:
     )
     lines = []
     if len(differences):
-        lines = [DIFFERENCES.format(others="without"), ""]
+        lines = [DIFFERENCES.format(difference="With pretraining minus without"), ""]
         shown_columns = ["property", "share", "difference", "std", "relative", "verdict"]
         of_pretraining = differences["compared with"] == UNTRAINED
         lines += [_differences_table(differences.loc[of_pretraining, shown_columns]), ""]

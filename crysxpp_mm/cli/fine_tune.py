@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
@@ -37,8 +37,13 @@ if TYPE_CHECKING:
     from crysxpp_mm.graph.converter import CrystalGraphConverter
 
 MODEL_SUFFIXES = (".json.gz", ".json")
-OTHER_OPTIONS = ("pretrained", "target_names", "transform", "units")
-"""Settings of an estimator that come from options, beside those of the same name and meaning."""
+SETTINGS_OF_OPTIONS = {
+    "pretrained": "--pretrained",
+    "target_names": "--target",
+    "transform": "--transform",
+    "units": "--unit",
+}
+"""Settings of an estimator that ``_estimator`` makes of options, with these."""
 
 
 def train(
@@ -160,9 +165,9 @@ def train(
     table, or of a table beside the files (--labels), matched by the files' names without suffix.
 
     \b
-    Examples:
+    Examples, the second with a file of settings that holds "batch_size: 32":
       crysxpp train elastic_tensor_2015 --target K_VRH --transform log10 --unit GPa
-      crysxpp train crystals.csv --target energy --config longer.yaml --max-epochs 60
+      crysxpp train crystals.csv --target energy --config settings.yaml --max-epochs 60
       crysxpp train crystals.zip --labels properties.csv --id-column material_id --target band_gap --unit eV --test-fraction 0.1 --out gap.json.gz
     """  # noqa: E501 - an example is one line
     _check_model_name(out)
@@ -177,7 +182,7 @@ def train(
     }
     targets = list(dict.fromkeys(target))
     if config is not None:
-        options |= _further_settings(config, {*options, *OTHER_OPTIONS}, classify=classify)
+        options |= _further_settings(config, options, classify=classify)
     estimator, converter = _estimator(
         targets, options, classify=classify, transform=transform, unit=unit, pretrained=pretrained
     )
@@ -238,7 +243,7 @@ def _check_model_name(out: Path) -> None:
     check_writable(out)
 
 
-def _further_settings(path: Path, options: Collection[str], *, classify: bool) -> dict[str, Any]:
+def _further_settings(path: Path, options: Iterable[str], *, classify: bool) -> dict[str, Any]:
     """Settings of the estimator that have no option, from a file.
 
     Raises:
@@ -249,10 +254,9 @@ def _further_settings(path: Path, options: Collection[str], *, classify: bool) -
 
     kind = CrysXPPClassifier if classify else CrysXPPRegressor
     settings = read_settings(path, known=kind().get_params(deep=False))
-    if given := [name for name in settings if name in options]:
-        raise SettingsError(
-            f"{path}: {given[0]} has an option of its own; see crysxpp train --help."
-        )
+    own = {name: f"--{name.replace('_', '-')}" for name in options} | SETTINGS_OF_OPTIONS
+    if given := [name for name in settings if name in own]:
+        raise SettingsError(f"{path}: give {given[0]} by the option {own[given[0]]}.")
     return settings
 
 
