@@ -76,6 +76,7 @@ def fitted_classifier():
         lambda s: [item.as_dict() for item in s],
         lambda s: [CrystalGraphConverter().convert(item) for item in s],
         lambda s: CrystalGraphConverter().convert_many(s),
+        lambda s: [*s[:3], *CrystalGraphConverter().convert_many(s[3:9]), *s[9:]],
         lambda s: _object_array(s),
         lambda s: _object_array(s)[:, None],
     ],
@@ -155,6 +156,15 @@ def test_graph_store(fitted, tmp_path):
     for crystals in (store, list(store)):
         with pytest.raises(DataError, match="store was built by"):
             fitted.predict(crystals)
+
+
+def test_an_entry_of_several_graphs_costs_its_row(fitted):
+    crystals = [SALTS[0], [CrystalGraphConverter().convert_many(SALTS)], SALTS[1]]
+    with pytest.raises(StructureTypeError, match="row 1: it holds the graphs of 16 crystals"):
+        fitted.predict(crystals)
+    found = fitted.predict(crystals, ignore_errors=True)
+    assert np.isnan(found[1])
+    assert np.array_equal(found[[0, 2]], fitted.predict(SALTS[:2]))
 
 
 def test_shape_of_predictions_follows_y():

@@ -250,13 +250,14 @@ def _further_settings(path: Path, options: Iterable[str], *, classify: bool) -> 
         SettingsError: the file cannot be read, or has an unknown setting, or one of an option.
     """
     from crysxpp_mm.estimators import CrysXPPClassifier, CrysXPPRegressor
-    from crysxpp_mm.training.config import read_settings
+    from crysxpp_mm.training.config import read_settings, refuse_unknown
 
     kind = CrysXPPClassifier if classify else CrysXPPRegressor
-    settings = read_settings(path, known=kind().get_params(deep=False))
+    settings = read_settings(path)
     own = {name: f"--{name.replace('_', '-')}" for name in options} | SETTINGS_OF_OPTIONS
     if given := [name for name in settings if name in own]:
         raise SettingsError(f"{path}: give {given[0]} by the option {own[given[0]]}.")
+    refuse_unknown(path, settings, known=set(kind().get_params(deep=False)) - set(own))
     return settings
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import date, timedelta
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -101,10 +102,10 @@ def _graphs_of(store: GraphStore, converter: CrystalGraphConverter) -> CrystalGr
 
 def _entry(item: Any, converter: CrystalGraphConverter) -> Any:
     """The structure or the graph of a row, which may be a list or a store of one."""
+    if isinstance(item, list | tuple | np.ndarray) and len(item) == 1:
+        item = item[0]
     if isinstance(item, GraphStore):
         return _graphs_of(item, converter)
-    if isinstance(item, list | tuple | np.ndarray) and len(item) == 1:
-        return item[0]
     if isinstance(item, np.ndarray):
         raise StructureTypeError(
             f"an entry of X is an array of {len(item)}. (numpy.array makes an array of sites of a "
@@ -119,17 +120,26 @@ def _convert(
     parts: list[CrystalGraphs] = []
     rows: list[int] = []
     errors: dict[int, Exception] = {}
-    for start in range(0, len(items), BLOCK):
-        block = items[start : start + BLOCK]
-        positions = range(start, start + len(block))
-        if all(isinstance(item, CrystalGraphs) and len(item) == 1 for item in block):
-            parts.extend(block)
-            rows.extend(positions)
+    for are_graphs, run in groupby(
+        range(len(items)), key=lambda row: isinstance(items[row], CrystalGraphs)
+    ):
+        positions = list(run)
+        if are_graphs:
+            for row in positions:
+                if len(items[row]) == 1:
+                    parts.append(items[row])
+                    rows.append(row)
+                else:
+                    errors[row] = StructureTypeError(
+                        f"it holds the graphs of {len(items[row])} crystals; an entry is of one."
+                    )
             continue
-        graphs, failed = converter.convert_each(block)
-        parts.append(graphs)
-        rows.extend(p for i, p in enumerate(positions) if i not in failed)
-        errors |= {start + i: error for i, error in failed.items()}
+        for start in range(0, len(positions), BLOCK):
+            block = positions[start : start + BLOCK]
+            graphs, failed = converter.convert_each([items[row] for row in block])
+            parts.append(graphs)
+            rows.extend(row for i, row in enumerate(block) if i not in failed)
+            errors |= {block[i]: error for i, error in failed.items()}
     return Crystals(
         CrystalGraphs.concatenate(parts), np.array(rows, dtype=np.int64), errors, index, len(items)
     )

@@ -38,15 +38,11 @@ def number(name: str, value: object) -> float:
     return float(value)
 
 
-def read_settings(path: str | os.PathLike[str], *, known: Iterable[str]) -> dict[str, Any]:
+def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Settings by name, from a YAML or JSON file.
 
-    Args:
-        path: The file.
-        known: What there is to be set.
-
     Raises:
-        SettingsError: the file is absent or unreadable, or names an unknown setting.
+        SettingsError: the file is absent or unreadable.
     """
     try:
         content = loadfn(Path(path), cls=None) or {}
@@ -54,13 +50,22 @@ def read_settings(path: str | os.PathLike[str], *, known: Iterable[str]) -> dict
         raise SettingsError(f"{path} cannot be read as YAML or JSON: {error}") from error
     if not isinstance(content, dict):
         raise SettingsError(f"{path} must map names of settings to values.")
-    settings = {str(key): value for key, value in content.items() if not str(key).startswith("@")}
+    return {str(key): value for key, value in content.items() if not str(key).startswith("@")}
+
+
+def refuse_unknown(
+    path: str | os.PathLike[str], settings: Iterable[str], *, known: Iterable[str]
+) -> None:
+    """Refuse settings of a file that there are not.
+
+    Raises:
+        SettingsError: as said; the message lists those there are.
+    """
     if unknown := sorted(set(settings) - set(known)):
         raise SettingsError(
             f"{path} has unknown settings: {', '.join(unknown)}; "
             f"there are {', '.join(sorted(known))}."
         )
-    return settings
 
 
 class _Checked:
@@ -197,7 +202,8 @@ class PretrainConfig(_Checked, MSONable):
         Raises:
             SettingsError: the file is absent or unreadable, or names an unknown setting.
         """
-        settings = read_settings(path, known=[item.name for item in fields(cls)])
+        settings = read_settings(path)
+        refuse_unknown(path, settings, known=[item.name for item in fields(cls)])
         weights = settings.get("loss_weights")
         try:
             if isinstance(weights, dict):
