@@ -13,6 +13,7 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from unittest import mock
 
 import torch
 
@@ -40,6 +41,20 @@ _threads: dict[int, _Threads] = {}
 def cpu_by_default() -> Iterator[None]:
     """Tensors are made on the CPU inside, unless the code names another device."""
     with torch.device("cpu"):
+        yield
+
+
+@contextmanager
+def no_cuda_in_fork() -> Iterator[None]:
+    """In a forked child there is no CUDA inside.
+
+    Once the parent has used CUDA no child of it can, and code that only asks for the state of its
+    random numbers, as Lightning's does, fails.
+    """
+    if not is_forked():
+        yield
+        return
+    with mock.patch.object(torch.cuda, "is_available", return_value=False):
         yield
 
 

@@ -445,8 +445,9 @@ def test_forked_children_after_torch_work(featurizer, structures):
     torch.set_num_threads(2)
     try:
         torch.randn(300, 300) @ torch.randn(300, 300)
+        featurizer.set_params(device="cpu")
         expected = featurizer.featurize_many(structures, pbar=False)
-        both = MultipleFeaturizer([featurizer])
+        both = MultipleFeaturizer([featurizer.set_params(device=None)])
         both.set_n_jobs(2)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -32,7 +32,7 @@ from sklearn.svm import SVR
 from sklearn.utils.validation import check_is_fitted
 
 import crysxpp_mm
-from crysxpp_mm import datasets
+from crysxpp_mm import datasets, threads
 from crysxpp_mm.data.store import build_store
 from crysxpp_mm.errors import (
     CrysXPPError,
@@ -50,6 +50,7 @@ from crysxpp_mm.featurizers import CrysAEFeaturizer
 from crysxpp_mm.graph.converter import CrystalGraphConverter
 from crysxpp_mm.model_zoo import load_model
 from crysxpp_mm.models.crysxpp import CrysXPP
+from crysxpp_mm.training import finetune
 from crysxpp_mm.training.config import FineTuneConfig
 
 
@@ -746,6 +747,9 @@ def test_learning_and_predicting_use_one_torch_thread(fitted, fitted_classifier,
 @pytest.mark.skipif(
     "fork" not in multiprocessing.get_all_start_methods(), reason="no fork on this system"
 )
+@pytest.mark.skipif(
+    torch.cuda.is_available(), reason="torch trains in no child of a process that has used CUDA"
+)
 @pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
 def test_fit_in_a_forked_child_after_torch_has_used_threads():
     before = torch.get_num_threads()
@@ -765,6 +769,28 @@ def test_fit_in_a_forked_child_after_torch_has_used_threads():
         child.kill()
         torch.set_num_threads(before)
     assert results.get() == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_forked_child_trains_without_cuda(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_rng_state_all", lambda: [][0])  # as after a fork
+    with pytest.raises(IndexError):
+        regressor(accelerator="cpu").fit(SALTS, Y)
+    monkeypatch.setattr(threads, "is_forked", lambda: True)
+    assert regressor(accelerator="cpu").fit(SALTS, Y).predict(SALTS).shape == (16,)
+    assert torch.cuda.is_available()
+
+
+@pytest.mark.parametrize("forked", [True, False])
+def test_a_fork_after_training_on_a_gpu_is_named(monkeypatch, forked):
+    def step(*given):
+        raise RuntimeError("no autograd's threading in combination with fork")
+
+    monkeypatch.setattr(finetune.FineTuneModule, "training_step", step)
+    monkeypatch.setattr(finetune, "is_forked", lambda: forked)
+    error, message = (SettingsError, "spawn") if forked else (RuntimeError, "autograd")
+    with pytest.raises(error, match=message):
+        regressor().fit(SALTS, Y)
 
 
 @pytest.mark.parametrize("name", ["abacus", "cuda:99", 5, None])
@@ -811,7 +837,17 @@ def test_cuda_gives_the_same_predictions():
     found, expected = (model.domain(SALTS)["distance"] for model in (on_cuda, on_cpu))
     assert found.to_numpy() == pytest.approx(expected.to_numpy(), abs=1e-3)
     assert all(member.device.type == "cpu" for member in on_cuda.members_)
-    assert regressor(accelerator="cuda").fit(SALTS, Y).predict(SALTS).shape == (16,)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA here")
+@pytest.mark.parametrize("encoder", ["cgcnn", "gcn"])
+def test_cuda_gives_equal_models_for_a_seed(encoder):
+    first, second = (
+        regressor(pretrained=None, encoder=encoder, max_epochs=5, accelerator="cuda").fit(SALTS, Y)
+        for _ in range(2)
+    )
+    assert np.array_equal(first.predict(SALTS), second.predict(SALTS))
+    assert np.array_equal(first.predict(SALTS), first.predict(SALTS))
 
 
 def test_html_shows_what_was_learned():

@@ -27,6 +27,7 @@ from crysxpp_mm.graph.converter import CrystalGraphConverter
 from crysxpp_mm.layers import kernels
 from crysxpp_mm.layers.fused import FusedNeighborSum, compiled_kernels, is_fused
 from crysxpp_mm.layers.gated_sum import Bonds
+from crysxpp_mm.layers.indexing import add_rows_, take_rows
 from crysxpp_mm.losses import LossWeights, atom_feature_loss, reconstruction_loss
 from crysxpp_mm.model_zoo import load_model
 from crysxpp_mm.models.crysae import CrysAE
@@ -172,6 +173,43 @@ def test_chunks_do_not_matter(monkeypatch, crysae, structures, not_compiled):
     expected = torch.cat(crysae.node_embeddings(graph), dim=1)
     monkeypatch.setattr("crysxpp_mm.layers.gated_sum.CHUNK", 7)
     assert torch.allclose(torch.cat(crysae.node_embeddings(graph), dim=1), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(5,), (5, 3)])
+@pytest.mark.parametrize("unordered", [set(), {"cpu"}])
+def test_rows_by_index(monkeypatch, shape, unordered):
+    monkeypatch.setattr("crysxpp_mm.layers.indexing.UNORDERED", unordered)
+    index = torch.tensor([4, 0, 4, 2, 4, 0])
+    rows = torch.randn(shape, requires_grad=True)
+    taken = take_rows(rows, index)
+    assert torch.equal(taken, torch.stack([rows[place] for place in index.tolist()]))
+    total = torch.ones(shape)
+    assert add_rows_(total, index, taken) is total
+    for place, row in enumerate(total):
+        assert row.detach() == pytest.approx(1 + int((index == place).sum()) * rows[place].detach())
+    (total**2).sum().backward()
+    counts = torch.bincount(index, minlength=5).reshape(-1, *[1] * (len(shape) - 1))
+    assert rows.grad == pytest.approx(2 * counts * (1 + counts * rows.detach()))
+
+
+@pytest.mark.parametrize("layers", ["tensors", "loops"])
+def test_sums_in_order_are_the_same_sums(monkeypatch, crysae, structures, layers, request):
+    if layers == "tensors":
+        request.getfixturevalue("not_compiled")
+
+    def loss_and_gradients():
+        crysae.train().zero_grad()
+        graph, pairs = batch(structures), pair_index(converter.convert_many(structures))
+        rebuilt = crysae(graph, pairs)
+        loss = sum(part.square().mean() for part in rebuilt)
+        loss = loss + pool(graph, crysae.encoder(graph)).sum()
+        loss.backward()
+        return [loss.detach(), *(weight.grad for weight in crysae.parameters())]
+
+    expected = loss_and_gradients()
+    monkeypatch.setattr("crysxpp_mm.layers.indexing.UNORDERED", {"cpu"})
+    for found, wanted in zip(loss_and_gradients(), expected, strict=True):
+        assert torch.allclose(found, wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_element_channel_tells_lanthanum_from_cerium():

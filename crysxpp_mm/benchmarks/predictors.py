@@ -71,7 +71,8 @@ class Predictor:
         property: Name of the property.
         title: What it predicts, for the card.
         aim: Error on the test crystals that the project aims for; None where it names none.
-        n_members: Networks of the ensemble; fewer where many labels make a network costly.
+        n_members: Networks of the ensemble; fewer where many labels make a network costly, more
+            for the moduli, whose networks differ most.
         limits: Sentences on the labels, for the card.
         classify: Whether it tells metals from other crystals by the labels of the property.
     """
@@ -129,12 +130,14 @@ PREDICTORS = (
     Predictor(
         name="crysxpp-bulk-modulus",
         property="bulk modulus",
+        n_members=5,
         title="Bulk modulus of a crystal, Voigt-Reuss-Hill average, GPa, learned as log10",
         aim=0.060,
     ),
     Predictor(
         name="crysxpp-shear-modulus",
         property="shear modulus",
+        n_members=5,
         title="Shear modulus of a crystal, Voigt-Reuss-Hill average, GPa, learned as log10",
         aim=0.095,
     ),

@@ -186,9 +186,7 @@ def predictors(
     ] = None,
     n_members: Annotated[
         int | None,
-        typer.Option(
-            min=1, help="Networks of each.  [default: three, of some two]", show_default=False
-        ),
+        typer.Option(min=1, help="Networks of each.  [default: one to five]", show_default=False),
     ] = None,
     max_epochs: Annotated[
         int | None,

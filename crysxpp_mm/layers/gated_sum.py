@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from crysxpp_mm.layers.indexing import add_rows_
+
 CHUNK = 2048
 """Bonds at a time on a CPU; other devices take all at once."""
 
@@ -71,7 +73,7 @@ def weighted_mean(bonds: Bonds, center: Tensor, neighbor: Tensor, length: Tensor
     total = bonds.weights.sum()
 
     def share(index: Tensor, rows: Tensor) -> Tensor:
-        weight = rows.new_zeros(len(rows)).index_add_(0, index, bonds.weights)
+        weight = add_rows_(rows.new_zeros(len(rows)), index, bonds.weights)
         return weight @ rows
 
     return (
@@ -149,7 +151,7 @@ class GatedNeighborSum(torch.autograd.Function):
                 torch.addcmul(gate, gate, rest, value=-1, out=slope[:, half:])
                 slopes.append(slope)
             product *= chunk.weights[:, None]
-            total.index_add_(0, chunk.centers, product)
+            add_rows_(total, chunk.centers, product)
         ctx.save_for_backward(center, neighbor, length, scale, mean, inverse)
         ctx.bonds, ctx.rows, ctx.slopes = bonds, rows, slopes
         return total
@@ -189,9 +191,9 @@ class GatedNeighborSum(torch.autograd.Function):
             if ctx.rows is not None:
                 through_statistics = torch.addcmul(constant, row, linear)
                 grad.addcmul_(through_statistics, chunk.weights[:, None], value=-1)
-            grad_center.index_add_(0, chunk.centers, grad)
-            grad_neighbor.index_add_(0, chunk.neighbors, grad)
-            grad_length.index_add_(0, chunk.lengths, grad)
+            add_rows_(grad_center, chunk.centers, grad)
+            add_rows_(grad_neighbor, chunk.neighbors, grad)
+            add_rows_(grad_length, chunk.lengths, grad)
         factor = scale * inverse
         for grad in (grad_center, grad_neighbor, grad_length):
             grad *= factor

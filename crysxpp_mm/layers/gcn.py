@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from crysxpp_mm.layers.gated_sum import Bonds
+from crysxpp_mm.layers.indexing import add_rows_, take_rows
 
 
 class PlainGraphConv(nn.Module):
@@ -33,11 +34,11 @@ class PlainGraphConv(nn.Module):
         Returns:
             Shape ``(n_atoms, hidden_dim)``.
         """
-        total, weight = atoms, atoms.new_ones(len(atoms))
+        total, weight = atoms.clone(), atoms.new_ones(len(atoms))
         for chunk in bonds.chunks():
-            messages = atoms.index_select(0, chunk.neighbors) * chunk.weights[:, None]
-            total = total.index_add(0, chunk.centers, messages)
-            weight = weight.index_add(0, chunk.centers, chunk.weights)
+            messages = take_rows(atoms, chunk.neighbors) * chunk.weights[:, None]
+            add_rows_(total, chunk.centers, messages)
+            add_rows_(weight, chunk.centers, chunk.weights)
         updated = self.linear(total / weight[:, None])
         norm = self.atom_norm
         if self.training and len(updated) == 1:  # a batch of one atom has no statistics

@@ -13,6 +13,7 @@ from torch.nn import functional
 from crysxpp_mm.elements import N_FEATURES
 from crysxpp_mm.errors import SettingsError
 from crysxpp_mm.graph.arrays import CrystalGraphs, offsets_from_counts
+from crysxpp_mm.layers.indexing import take_rows
 
 N_MULTIPLICITIES = 6
 """Classes of Eq. 6: 1 to 5 bonds between a pair of sites, and 6 or more."""
@@ -148,7 +149,7 @@ class CrysAEDecoder(nn.Module):
             atom_features=self.atom_features(atoms),
             existence=existence,
             multiplicity=self.multiplicity(embeddings),
-            bond_lengths=functional.relu(lengths.reshape(-1).index_select(0, rows)),
+            bond_lengths=functional.relu(take_rows(lengths.reshape(-1), rows)),
         )
 
     def _pairs(self, atoms: Tensor, pairs: PairIndex) -> tuple[Tensor, Tensor]:
@@ -158,7 +159,7 @@ class CrysAEDecoder(nn.Module):
         """
         n_forms, width = self.pair_dim, self.hidden_dim
         # One gather for all groups: its gradient is one scatter, not one a group.
-        atoms = atoms.index_select(0, torch.cat([group.reshape(-1) for group in pairs.groups]))
+        atoms = take_rows(atoms, torch.cat([group.reshape(-1) for group in pairs.groups]))
         of_existence = atoms @ self.existence_weight
         of_forms = atoms @ self.pair_weight.permute(1, 0, 2).reshape(width, n_forms * width)
         counts = [group.numel() for group in pairs.groups]
@@ -179,6 +180,6 @@ class CrysAEDecoder(nn.Module):
         first = pairs.bonded_pairs + (n_forms - 1) * pairs.first_pairs
         forms = torch.arange(n_forms, device=atoms.device)
         entries = first[:, None] + pairs.sizes[:, None] * forms
-        embeddings = torch.cat(products).index_select(0, entries.reshape(-1))
+        embeddings = take_rows(torch.cat(products), entries.reshape(-1))
         embeddings = embeddings.view(-1, n_forms) + self.pair_bias
         return torch.cat(existence) + self.existence_bias, embeddings

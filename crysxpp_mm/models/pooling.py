@@ -9,6 +9,7 @@ from torch import Tensor
 
 from crysxpp_mm.errors import SettingsError
 from crysxpp_mm.graph.backend import Graph
+from crysxpp_mm.layers.indexing import add_rows_, take_rows
 
 MOMENTS = ("mean", "std", "max")
 """What can be taken over the atoms of a crystal; all are the same for a supercell."""
@@ -28,7 +29,7 @@ def mean_pool(graph: Graph, atoms: Tensor) -> Tensor:
     """
     wide = atoms.dtype if atoms.device.type == "mps" else torch.float64  # which mps has not
     total = torch.zeros(graph.batch_size, atoms.shape[1], dtype=wide, device=atoms.device)
-    total = total.index_add(0, graph_of_atoms(graph), atoms.to(wide))
+    add_rows_(total, graph_of_atoms(graph), atoms.to(wide))
     return (total / graph.batch_num_nodes()[:, None]).to(atoms.dtype)
 
 
@@ -38,7 +39,7 @@ def std_pool(graph: Graph, atoms: Tensor) -> Tensor:
     Deviations are squared after the mean is taken away, so that crystals of equal atoms get
     zero and not the square root of rounding errors. Where it is zero, so is its gradient.
     """
-    deviation = atoms - mean_pool(graph, atoms).index_select(0, graph_of_atoms(graph))
+    deviation = atoms - take_rows(mean_pool(graph, atoms), graph_of_atoms(graph))
     variance = mean_pool(graph, deviation**2)
     positive = variance > 0
     return torch.where(positive, variance, 1.0).sqrt() * positive

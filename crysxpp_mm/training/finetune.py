@@ -27,7 +27,7 @@ from crysxpp_mm.graph.backend import Graph
 from crysxpp_mm.graph.batch import atom_batches
 from crysxpp_mm.models.crysxpp import CrysXPP, FeatureSelector
 from crysxpp_mm.serialization import read_document, write_document
-from crysxpp_mm.threads import cpu_by_default, is_forked, one_torch_thread
+from crysxpp_mm.threads import cpu_by_default, is_forked, no_cuda_in_fork, one_torch_thread
 from crysxpp_mm.training.checkpoints import (
     CHECKPOINT,
     MODEL,
@@ -379,11 +379,27 @@ def _quiet_lightning() -> Iterator[None]:
             warnings.filterwarnings("ignore", message=".*does not have many workers.*")
             warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
             warnings.filterwarnings("ignore", message=".*across ranks is zero.*")
+            warnings.filterwarnings("ignore", message=".*GPU available but not used.*")
             warnings.filterwarnings("ignore", message=r".*isinstance\(treespec.*")
             yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+@contextmanager
+def _fork_is_named() -> Iterator[None]:
+    """Say what to do where torch cannot train because of what the parent process did."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_forked() or "fork" not in str(error):
+            raise
+        raise SettingsError(
+            "torch cannot train in a forked child of a process that has trained on a GPU; start "
+            "the child with multiprocessing.get_context('spawn'), or set accelerator='cpu' in "
+            "the parent."
+        ) from error
 
 
 @torch.no_grad()
@@ -453,7 +469,8 @@ def fine_tune(
 
     Raises:
         DataError: there is nothing to learn from, or a row is in both sets.
-        SettingsError: the folder holds another run, or is damaged.
+        SettingsError: the folder holds another run, or is damaged; or torch cannot train in this
+            forked child.
         FloatingPointError: the loss is no longer finite.
         KeyboardInterrupt, SystemExit: Ctrl-C, SIGTERM; with a folder, the same call goes on from
             the last epoch.
@@ -498,8 +515,13 @@ def fine_tune(
         callbacks.append(EpochBar(label))
     if accelerator == "auto":
         accelerator = "cuda" if torch.cuda.is_available() and not is_forked() else "cpu"
-    # Loaders draw a seed.
-    with _quiet_lightning(), stopped_as_usual(), torch.random.fork_rng(devices=[]):
+    with (
+        _quiet_lightning(),
+        stopped_as_usual(),
+        no_cuda_in_fork(),
+        _fork_is_named(),
+        torch.random.fork_rng(devices=[]),  # loaders draw a seed
+    ):
         trainer = lightning.Trainer(
             accelerator=accelerator,
             devices=devices,
