@@ -649,7 +649,7 @@ def test_explanation_of_a_table(data, ensemble, tmp_path):
     assert not out.exists()
     text = run(*command, "--ignore-errors").stdout
     assert "3 crystals explained, 1 left out." in text
-    assert "weights.csv, 2 pictures." in text
+    assert "weights.csv, left_out.csv, 2 pictures." in text
     pictures = ["cifs_12.cif.weights.png", "cifs_mp-1.5.cif.weights.png"]
     assert sorted(path.name for path in out.glob("*.png")) == pictures
     assert pd.read_csv(out / "left_out.csv")["crystal"].tolist() == ["none.cif"]

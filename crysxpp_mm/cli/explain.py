@@ -113,7 +113,9 @@ def explain(
     written = [kind for kind, rows in tables.items() if rows]
     for kind in written:
         write_table(pd.concat(tables[kind], ignore_index=True), out / f"{kind}.csv")
+    files = [f"{kind}.csv" for kind in written]
     if errors:
+        files.append(LEFT_OUT)
         left_out = {"crystal": list(errors), "reason": list(errors.values())}
         write_table(pd.DataFrame(left_out), out / LEFT_OUT)
     typer.echo(
@@ -127,10 +129,7 @@ def explain(
         _save(plot_explanation(explanation), out / f"{picture}.{WEIGHTS}.png")
         if added is not None:
             _save(plot_contributions(added), out / f"{picture}.{CONTRIBUTIONS}.png")
-    typer.echo(
-        f"Wrote to {out}: {', '.join(f'{kind}.csv' for kind in written)}, "
-        f"{len(shown) * len(written)} pictures."
-    )
+    typer.echo(f"Wrote to {out}: {', '.join(files)}, {len(shown) * len(written)} pictures.")
 
 
 def _structures(
