@@ -164,7 +164,7 @@ def test_further_settings_come_from_a_file(data, tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("batchsize: 2", "has unknown settings: batchsize; there are batch_size, encoder,"),
+        ("batchsize: 2", "has unknown settings: batchsize; there are batch_size, element_channel,"),
         ("class_weight: balanced", "has unknown settings: class_weight"),
         ("max_epochs: 2", "give max_epochs by the option --max-epochs"),
         ("units: GPa", "give units by the option --unit"),

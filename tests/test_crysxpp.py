@@ -12,6 +12,7 @@ import torch
 from conftest import make_structures
 from monty.json import MontyDecoder, MontyEncoder
 from pymatgen.core import Lattice, Structure
+from torch import nn
 
 from crysxpp_mm.elements import PROPERTIES, feature_table
 from crysxpp_mm.errors import DataError, ModelFileError, SettingsError
@@ -106,6 +107,27 @@ def test_encoder_is_transferred_whole():
     with torch.no_grad():
         model.encoder.embedding.weight.zero_()
     assert autoencoder.encoder.embedding.weight.abs().sum() > 0  # a copy
+
+
+def test_an_element_channel_is_added_and_changes_nothing_yet():
+    autoencoder = CrysAE.random(seed=3, hidden_dim=8, n_convs=2)
+    graphs = converter.convert_many(MATERIALS)
+    plain, channel = (
+        CrysXPP.from_autoencoder(autoencoder, element_channel=added) for added in (False, True)
+    )
+    assert torch.equal(channel.predict(graphs), plain.predict(graphs))
+    assert channel.settings == {**plain.settings, "element_channel": True}
+    assert not autoencoder.encoder.element_channel
+    nn.init.normal_(channel.encoder.element_embedding.weight)
+    assert not torch.equal(channel.predict(graphs), plain.predict(graphs))
+    again = CrysXPP.from_dict(channel.as_dict())
+    assert torch.equal(again.predict(graphs), channel.predict(graphs))
+    learned = CrysAE.random(seed=3, hidden_dim=8, n_convs=2, element_channel=True)
+    nn.init.normal_(learned.encoder.element_embedding.weight)
+    for added in (False, True):
+        kept = CrysXPP.from_autoencoder(learned, element_channel=added)
+        weight = kept.encoder.element_embedding.weight
+        assert torch.equal(weight, learned.encoder.element_embedding.weight)
 
 
 def test_selector_multiplies_columns_and_leaves_the_graph_alone(perovskite):

@@ -20,6 +20,7 @@ from conftest import make_bad_inputs
 from matminer.featurizers.base import BaseFeaturizer, StackedFeaturizer
 from monty.json import jsanitize
 from monty.serialization import dumpfn, loadfn
+from pymatgen.core import Lattice, Structure
 from salts import CLASSES, SALTS, TINY, Y, classifier, regressor
 from sklearn.base import clone, is_classifier, is_regressor
 from sklearn.compose import TransformedTargetRegressor
@@ -360,6 +361,7 @@ def test_scores(fitted, fitted_classifier):
         ({"n_members": 0}, "n_members must"),
         ({"n_members": 1.5}, "n_members must"),
         ({"selector": "yes"}, "selector must be True or False"),
+        ({"element_channel": 1}, "element_channel must be True or False"),
         ({"pbar": 1}, "pbar must be True or False"),
         ({"encoder": "gcn"}, "set pretrained=None"),
         ({"encoder": "mlp", "pretrained": None}, "encoder must be"),
@@ -398,6 +400,35 @@ def test_pretrained_by_path_and_by_object_are_equal(tmp_path):
 def test_plain_graph_convolution():
     model = regressor(encoder="gcn", pretrained=None, hidden_dim=4, n_convs=1).fit(SALTS, Y)
     assert np.isfinite(model.predict(SALTS)).all()
+
+
+@pytest.mark.parametrize("start", [{}, {"pretrained": None, "hidden_dim": 4, "n_convs": 1}])
+def test_an_element_channel_tells_samarium_from_gadolinium(start):
+    pairs = [
+        Structure(Lattice.cubic(4 + 0.01 * place), [symbol, "N"], [[0, 0, 0], [0.5] * 3])
+        for place in range(8)
+        for symbol in ("Sm", "Gd")
+    ]
+    labels = np.array([0.0, 7.0] * 8)
+    options = {**start, "max_epochs": 60, "learning_rate": 0.02, "loss": "mse"}
+    model = regressor(element_channel=True, **options).fit(pairs, labels)
+    assert model.score(pairs, labels) > 0.9
+    assert regressor(**options).fit(pairs, labels).score(pairs, labels) < 0.1
+    found = model.contributions(pairs[1])
+    assert found.by_property().sum() == pytest.approx(found.prediction - found.baseline, abs=1e-3)
+    assert found.by_property()["element"] != 0
+    again = CrysXPPRegressor.from_dict(model.as_dict())
+    assert again.element_channel
+    assert np.array_equal(again.predict(pairs), model.predict(pairs))
+
+
+def test_files_of_before_the_element_channel_are_read(fitted):
+    document = fitted.as_dict()
+    del document["settings"]["element_channel"]
+    _rehash(document)
+    older = CrysXPPRegressor.from_dict(document)
+    assert older.element_channel is False
+    assert np.array_equal(older.predict(SALTS), fitted.predict(SALTS))
 
 
 def test_fit_gives_equal_models_for_a_seed():

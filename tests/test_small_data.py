@@ -35,6 +35,7 @@ from crysxpp_mm.benchmarks.properties import (
     find_property,
     load_properties,
 )
+from crysxpp_mm.benchmarks.runs import settings_of
 from crysxpp_mm.benchmarks.small_data import (
     COLUMNS,
     LONGER,
@@ -422,6 +423,12 @@ def test_every_variant_is_trained_and_judged(
     for wrong in ({"variants": ["sleep"]}, {"variants": []}, {"epochs": 0}):
         with pytest.raises(SettingsError, match=next(iter(wrong))):
             run_pretraining(store=store, out=tmp_path, **wrong)  # type: ignore[arg-type]
+
+
+def test_settings_that_came_later_are_known_where_they_are_on() -> None:
+    off, on = (CrysXPPRegressor(element_channel=value) for value in (False, True))
+    assert "element_channel" not in settings_of(off)
+    assert settings_of(on) == on.get_params(deep=False)
 
 
 def test_ablations_change_one_setting(

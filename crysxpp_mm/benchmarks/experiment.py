@@ -22,7 +22,7 @@ from sklearn.base import clone
 from crysxpp_mm.benchmarks.data import data_root
 from crysxpp_mm.benchmarks.properties import LabelledCrystals, find_property, load_properties
 from crysxpp_mm.benchmarks.report import RESULTS, markdown_table, versions, write_report
-from crysxpp_mm.benchmarks.runs import RunTable
+from crysxpp_mm.benchmarks.runs import RunTable, settings_of
 from crysxpp_mm.errors import DataError, SettingsError
 from crysxpp_mm.estimators import CrysXPPRegressor
 from crysxpp_mm.model_zoo import load_model
@@ -214,7 +214,7 @@ class _Bench:
 
     def key(self, seed: int) -> str:
         """A hash of all that the runs of a seed depend on."""
-        facts = (self.settings.get_params(deep=False), seed, SETTINGS, TEST_FRACTION, versions())
+        facts = (settings_of(self.settings), seed, SETTINGS, TEST_FRACTION, versions())
         total = sha256(repr((facts, self.data.crystals.identity)).encode())
         for array in (self.data.dft, self.data.measured):
             total.update(array.tobytes())
@@ -223,7 +223,7 @@ class _Bench:
     def dft_model(self, fraction: float) -> CrysXPPRegressor:
         """A fresh copy of the model of a share of the DFT labels; trained if it was not yet."""
         rows = self.data.dft_rows(fraction)
-        total = sha256(repr((self.settings.get_params(deep=False), versions())).encode())
+        total = sha256(repr((settings_of(self.settings), versions())).encode())
         for array in (rows, self.data.dft[rows]):
             total.update(array.tobytes())
         path = self.models / f"{self.item.property.replace(' ', '-')}-{total.hexdigest()[:12]}"

@@ -20,7 +20,7 @@ from sklearn.base import clone
 
 from crysxpp_mm.benchmarks.data import TARGETS, load_tables
 from crysxpp_mm.benchmarks.report import RESULTS, markdown_table, versions, write_report
-from crysxpp_mm.benchmarks.runs import RunTable
+from crysxpp_mm.benchmarks.runs import RunTable, settings_of
 from crysxpp_mm.benchmarks.simple_models import one_blas_thread
 from crysxpp_mm.errors import SettingsError
 from crysxpp_mm.estimators import CrysXPPRegressor
@@ -207,7 +207,7 @@ def _key(
     estimator: CrysXPPRegressor, graphs: CrystalGraphs, labels: NDArray[np.float64], seed: int
 ) -> str:
     """A hash of all that the numbers of a split depend on, but for roundings of a processor."""
-    settings = (estimator.get_params(deep=False), seed, TEST_FRACTION, CONFIDENCES, NEAR, FAR)
+    settings = (settings_of(estimator), seed, TEST_FRACTION, CONFIDENCES, NEAR, FAR)
     total = sha256(repr((settings, versions())).encode())
     for array in (graphs.n_atoms, graphs.species_numbers, labels):
         total.update(np.ascontiguousarray(array).tobytes())

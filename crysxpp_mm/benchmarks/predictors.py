@@ -282,6 +282,7 @@ def _estimator(predictor: Predictor, item: Property) -> CrysXPPRegressor | CrysX
     if predictor.classify:
         return CrysXPPClassifier(target_names=["metal"], accelerator="cpu", pbar=False)
     return CrysXPPRegressor(
+        element_channel=item.element_channel,
         transform=item.transform,
         target_names=[item.target],
         units=item.target_unit,

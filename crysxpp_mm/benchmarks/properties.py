@@ -52,6 +52,7 @@ class Property:
         transform: What is learned in place of the label, as ``CrysXPPRegressor`` takes it.
         per_site: Whether the column is of the whole cell, and is divided by the sites to learn it.
         magnitude: Whether the sign of the column says nothing of the crystal, and is dropped.
+        element_channel: Whether the networks have a learned vector of each element.
         error_unit: Unit of the errors, which are those of what is learned.
         aim: Error at 20 % of the labels that the project aims for; None where it names none.
     """
@@ -62,6 +63,7 @@ class Property:
     transform: str | None = None
     per_site: bool = False
     magnitude: bool = False
+    element_channel: bool = False
     error_unit: str
     aim: float | None = None
 

@@ -8,9 +8,24 @@ from typing import Any
 
 import pandas as pd
 
+from crysxpp_mm.estimators import CrysXPPRegressor
+from crysxpp_mm.estimators.base import LATER_SETTINGS
 from crysxpp_mm.serialization import write_whole
 
 Row = dict[str, Any]
+
+
+def settings_of(estimator: CrysXPPRegressor) -> dict[str, Any]:
+    """What the key of a run knows of an estimator: options that came later only where they are on.
+
+    So a run of an earlier version, which lacked them, is found again.
+    """
+    settings: dict[str, Any] = estimator.get_params(deep=False)
+    return {
+        name: value
+        for name, value in settings.items()
+        if name not in LATER_SETTINGS or value != LATER_SETTINGS[name]
+    }
 
 
 def read_runs(path: Path, columns: Sequence[str] = ("key",)) -> list[Row]:

@@ -32,7 +32,7 @@ from crysxpp_mm.benchmarks.properties import (
     load_properties,
 )
 from crysxpp_mm.benchmarks.report import RESULTS, markdown_table, versions, write_report
-from crysxpp_mm.benchmarks.runs import RunTable
+from crysxpp_mm.benchmarks.runs import RunTable, settings_of
 from crysxpp_mm.benchmarks.simple_models import (
     N_TREES,
     RIDGE,
@@ -224,7 +224,7 @@ class Benchmark:
     def _key(self, run: Run, item: Property, rows: Split, labels: Values) -> str:
         """A hash of all that a result depends on."""
         estimator = estimator_of(run) if run.n_members else None
-        settings = {} if estimator is None else estimator.get_params(deep=False)
+        settings = {} if estimator is None else settings_of(estimator)
         simple: list[Any] = [asdict(candidate) for candidate in CANDIDATES.get(run.method, ())]
         if simple and np.isfinite(floor := get_transform(item.transform).floor):
             simple.append(floor)  # predictions are cut there
@@ -303,6 +303,7 @@ def estimator_of(run: Run) -> CrysXPPRegressor:
     """The estimator of a run of a network, not fitted."""
     item = find_property(run.property)
     estimator = CrysXPPRegressor(
+        element_channel=item.element_channel,
         transform=item.transform,
         target_names=[item.target],
         units=item.target_unit,
@@ -689,6 +690,8 @@ def _page(
     shown = [find_property(name) for name in summary["property"].unique()]
     if named := [f"{item.name} `{item.transform}`" for item in shown if item.transform]:
         lines += [f"Learned by a transform: {', '.join(named)}.", ""]
+    if named := [item.name for item in shown if item.element_channel]:
+        lines += [f"Networks with a learned vector of each element: {', '.join(named)}.", ""]
     cells = summary.dropna(subset=["mae_per_cell"])
     if len(cells):
         lines += ["The magnetic moment is learned per site; errors per cell, Bohr magneton:", ""]

@@ -65,6 +65,8 @@ if TYPE_CHECKING:
     from crysxpp_mm.explain import Contributions
 
 
+LATER_SETTINGS = {"element_channel": False}
+"""Settings that the files of earlier versions lack, and what they stand for there."""
 CURVE_COLUMNS = {"epoch", "kept", "member", "stage"}
 """What a learning curve has, besides losses."""
 
@@ -78,6 +80,7 @@ class CrysXPPEstimator(BaseEstimator, SavedDocument):  # type: ignore[misc]
     encoder: str
     hidden_dim: int | None
     n_convs: int | None
+    element_channel: bool
     selector: bool
     layers: str
     moments: Sequence[str]
@@ -514,7 +517,7 @@ class CrysXPPEstimator(BaseEstimator, SavedDocument):  # type: ignore[misc]
         for name in ("n_members", "hidden_dim", "n_convs", "readout_dim"):
             if params[name] is not None or name in ("n_members", "readout_dim"):
                 whole_number(name, params[name], at_least=1)
-        for name in ("selector", "pbar"):
+        for name in ("element_channel", "selector", "pbar"):
             if not isinstance(params[name], bool | np.bool_):
                 raise SettingsError(f"{name} must be True or False, got {params[name]!r}.")
         for name, value in params.items():  # found before the training, not on saving
@@ -557,6 +560,7 @@ class CrysXPPEstimator(BaseEstimator, SavedDocument):  # type: ignore[misc]
     def _network(self, source: CrysAE | None, *, seed: int, n_targets: int) -> CrysXPP:
         """A network that has learned nothing from labels yet."""
         settings: dict[str, Any] = {
+            "element_channel": bool(self.element_channel),
             "selector": bool(self.selector),
             "layers": self.layers,
             "moments": self.moments,
@@ -804,7 +808,7 @@ class CrysXPPEstimator(BaseEstimator, SavedDocument):  # type: ignore[misc]
         if document_hash(content) != content["sha256"]:
             raise ModelFileError("the model does not match its sha256; the file is damaged.")
         expected = set(cls._get_param_names())
-        settings = content["settings"]
+        settings = {**LATER_SETTINGS, **content["settings"]}
         if set(settings) != expected:
             wrong = sorted(set(settings) ^ expected)
             raise ModelFileError(f"the settings lack or do not know {', '.join(wrong)}.")

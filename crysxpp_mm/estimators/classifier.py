@@ -32,6 +32,9 @@ class CrysXPPClassifier(ClassifierMixin, CrysXPPEstimator):  # type: ignore[misc
         encoder: ``"cgcnn"``, or ``"gcn"``, a plain graph convolution without pretraining.
         hidden_dim: Width of the node embeddings; None for the pretrained model's, or 64.
         n_convs: Number of convolutions; None for the pretrained model's, or 3.
+        element_channel: Whether every element has a learned vector beside its 92 columns, which
+            some lanthanides and actinides share; it starts at zero, and a pretrained model that
+            has one keeps it. The selector does not weigh it; ``contributions`` gives its part.
         selector: Whether there is a feature selector.
         layers: What the readout sees, ``"all"`` layers or the ``"last"`` (Eq. 8).
         moments: What is taken over the atoms, of ``"mean"``, ``"std"`` and ``"max"``.
@@ -90,6 +93,7 @@ class CrysXPPClassifier(ClassifierMixin, CrysXPPEstimator):  # type: ignore[misc
         encoder: Literal["cgcnn", "gcn"] = "cgcnn",
         hidden_dim: int | None = None,
         n_convs: int | None = None,
+        element_channel: bool = False,
         selector: bool = True,
         layers: Literal["last", "all"] = "all",
         moments: Sequence[str] = ("mean",),
@@ -120,6 +124,7 @@ class CrysXPPClassifier(ClassifierMixin, CrysXPPEstimator):  # type: ignore[misc
         self.encoder = encoder
         self.hidden_dim = hidden_dim
         self.n_convs = n_convs
+        self.element_channel = element_channel
         self.selector = selector
         self.layers = layers
         self.moments = moments

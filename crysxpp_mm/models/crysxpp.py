@@ -198,19 +198,26 @@ class CrysXPP(CrystalGraphModel):
         self.metadata: dict[str, Any] = dict(metadata or {})
 
     @classmethod
-    def from_autoencoder(cls, autoencoder: CrysAE, *, seed: int = 0, **settings: Any) -> Self:
+    def from_autoencoder(
+        cls, autoencoder: CrysAE, *, seed: int = 0, element_channel: bool = False, **settings: Any
+    ) -> Self:
         """Start from a copy of the whole encoder of a CrysAE, its input layer included.
 
         Args:
             autoencoder: Where the encoder and the graph rule come from.
             seed: Seed of the readout's weights.
+            element_channel: Whether to add a vector of each element, zero at first, where the
+                encoder has none.
             settings: ``selector``, ``layers``, ``moments``, ``pooled``, ``readout_dim``,
                 ``n_targets`` and ``metadata``, as the constructor takes them.
         """
         sizes = dict(autoencoder.encoder.settings)
         del sizes["cutoff"]  # the converter's
         model = cls.random(seed=seed, converter=autoencoder.converter, **sizes, **settings)
-        model.encoder = deepcopy(autoencoder.encoder).cpu().requires_grad_(True)
+        model.encoder = deepcopy(autoencoder.encoder).cpu()
+        if element_channel:
+            model.encoder.add_element_channel()
+        model.requires_grad_(True)
         return model.eval()
 
     @property

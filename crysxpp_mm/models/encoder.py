@@ -45,13 +45,10 @@ class CrystalGraphEncoder(nn.Module):
         self.n_convs = n_convs
         self.cutoff = cutoff
         self.n_gaussians = n_gaussians
-        self.element_channel = element_channel
+        self.element_channel = False
         self.embedding = nn.Linear(N_FEATURES, hidden_dim, bias=False, dtype=torch.float32)
         if element_channel:
-            self.element_embedding = nn.Linear(
-                MAX_ATOMIC_NUMBER, hidden_dim, bias=False, dtype=torch.float32
-            )
-            nn.init.zeros_(self.element_embedding.weight)
+            self.add_element_channel()
         self.expansion = GaussianExpansion(cutoff=cutoff, n_gaussians=n_gaussians)
         self.convolutions = nn.ModuleList(
             CrystalGraphConv(hidden_dim=hidden_dim, bond_dim=n_gaussians) for _ in range(n_convs)
@@ -67,6 +64,15 @@ class CrystalGraphEncoder(nn.Module):
             "n_gaussians": self.n_gaussians,
             "element_channel": self.element_channel,
         }
+
+    def add_element_channel(self) -> None:
+        """Give every element a vector of its own, zero until it learns; what is there is kept."""
+        if not self.element_channel:
+            self.element_channel = True
+            self.element_embedding = nn.Linear(
+                MAX_ATOMIC_NUMBER, self.hidden_dim, bias=False, dtype=torch.float32
+            )
+            nn.init.zeros_(self.element_embedding.weight)
 
     def embed_features(self, graph: Graph) -> Tensor:
         """``z^0`` of every atom, shape ``(n_atoms, hidden_dim)``."""
