@@ -1,7 +1,8 @@
-"""How many threads torch may use: one, while a network computes a column, or learns from labels.
+"""Which device networks run on, and how many threads torch may use there.
 
-The networks are small. Two torch threads gain nothing on an idle machine, and on a busy one they
-wait for each other: a prediction was measured to take 20 times as long.
+It may use one thread while a network computes a column or learns from labels. The networks are
+small: two torch threads gain nothing on an idle machine, and on a busy one they wait for each
+other: a prediction was measured to take 20 times as long.
 
 Other packages set torch's default device for a whole process; ``cpu_by_default`` is for code, such
 as Lightning's, that makes tensors where that is and means the CPU.
@@ -23,6 +24,11 @@ _IMPORTED_IN = os.getpid()
 def is_forked() -> bool:
     """Whether this process is the forked child of one in which the package was in use."""
     return os.getpid() != _IMPORTED_IN
+
+
+def default_device() -> str:
+    """Where networks run if nobody says: CUDA if it is available now; the CPU in a forked child."""
+    return "cuda" if torch.cuda.is_available() and not is_forked() else "cpu"
 
 
 class _Threads:

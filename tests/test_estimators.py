@@ -847,7 +847,7 @@ def test_what_accelerators_mean(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     for name in ("auto", "cpu", "gpu", "cuda"):
         networks.usable_device(name)
-    monkeypatch.setattr(networks, "is_forked", lambda: True)
+    monkeypatch.setattr(threads, "is_forked", lambda: True)
     networks.usable_device("auto")  # CUDA does not work in a forked child
     assert asked == ["cuda", "cpu", "cuda", "cuda", "cpu"]
 

@@ -527,7 +527,7 @@ def test_cuda_gives_the_same_rows(crysae, structures):
 def test_a_forked_child_does_not_pick_cuda(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert base._usable_device(None).type == "cuda"
-    monkeypatch.setattr(base, "is_forked", lambda: True)
+    monkeypatch.setattr(threads, "is_forked", lambda: True)
     assert base._usable_device(None).type == "cpu"
 
 

@@ -48,6 +48,8 @@ from crysxpp_mm.benchmarks.small_data import (
     PRETRAINED,
     SINGLE,
     UNTRAINED,
+    WITH_ELEMENTS,
+    WITHOUT_ELEMENTS,
     compare,
     estimator_of,
     make_run,
@@ -224,8 +226,8 @@ def test_small_data_writes_every_method_and_goes_on(
         say=said.append,
     )
     shown = [PRETRAINED, SINGLE, MIXED, *METHODS[1:]]
-    assert list(summary["method"]) == shown * 2
-    assert list(summary["n_members"][:6]) == [2, 1, 2, 1, 0, 0]
+    assert list(summary["method"]) == [*shown, WITH_ELEMENTS, *shown, WITHOUT_ELEMENTS]
+    assert list(summary["n_members"][:7]) == [2, 1, 2, 1, 0, 0, 1]
     assert (summary["n_seeds"] == 2).all()
     assert np.isfinite(summary["mae"]).all()
     errors = summary.pivot(index="property", columns="method", values="mae")
@@ -240,7 +242,16 @@ def test_small_data_writes_every_method_and_goes_on(
     ]
     assert_allclose(cells["mae_per_cell"], 8 * cells["mae"])
     page = (tmp_path / "small_data.md").read_text()
-    for text in (*shown, "aim", "0.072", "per cell", "one by one", "verdict"):
+    for text in (
+        *shown,
+        WITH_ELEMENTS,
+        WITHOUT_ELEMENTS,
+        "aim",
+        "0.072",
+        "per cell",
+        "one by one",
+        "verdict",
+    ):
         assert text in page
     assert not list(tmp_path.glob("checkpoints-*"))
 
@@ -254,7 +265,43 @@ def test_small_data_writes_every_method_and_goes_on(
         say=said.append,
     )
     assert len(said) == before + 1  # nothing was computed again
-    assert_allclose(again["mae"], summary["mae"][:6])
+    assert_allclose(again["mae"], summary["mae"][:7])
+
+
+def test_every_property_is_learned_with_and_without_vectors_of_elements(
+    crystals: LabelledCrystals, quick: None, tmp_path: Path
+) -> None:
+    names = ["bulk modulus", "magnetic moment"]
+    summary = run_small_data(
+        crystals=crystals,
+        out=tmp_path,
+        properties=names,
+        methods=(PRETRAINED,),
+        seeds=(0, 1),
+        n_members=2,
+        say=lambda _: None,
+    ).set_index(["property", "method"])
+    page = (tmp_path / "small_data.md").read_text()
+    head = f"| property | unit | labels | {WITHOUT_ELEMENTS} | {WITH_ELEMENTS} |"
+    rows = page.split(head)[1].splitlines()[2:4]
+    of_property = dict(zip(names, rows, strict=True))
+    for name, ours, other in (
+        ("bulk modulus", WITHOUT_ELEMENTS, WITH_ELEMENTS),
+        ("magnetic moment", WITH_ELEMENTS, WITHOUT_ELEMENTS),
+    ):
+        assert estimator_of(make_run(name, 0.2, 0, PRETRAINED, 2)).element_channel == (
+            ours == WITH_ELEMENTS
+        )
+        run = estimator_of(make_run(name, 0.2, 0, other, 2))
+        assert (run.element_channel, run.n_members) == (other == WITH_ELEMENTS, 1)
+        errors = {
+            ours: summary.loc[(name, SINGLE), "mae"],
+            other: summary.loc[(name, other), "mae"],
+        }
+        cells = of_property[name].split(" | ")[-2:]
+        for cell, method in zip(cells, (WITHOUT_ELEMENTS, WITH_ELEMENTS), strict=True):
+            assert f"{errors[method]:.3g} ±" in cell
+        assert f"| {name} | {SINGLE} | {other} |" in page
 
 
 def test_one_network_stands_for_itself(
@@ -267,6 +314,7 @@ def test_one_network_stands_for_itself(
         seeds=(0,),
         n_members=1,
         methods=(PRETRAINED, UNTRAINED),
+        element_control=False,
         say=lambda _: None,
     )
     assert list(summary["method"]) == [PRETRAINED, UNTRAINED]
@@ -321,9 +369,14 @@ def test_longer_training_stands_beside_the_defaults(
     crystals: LabelledCrystals, quick: None, tmp_path: Path
 ) -> None:
     names = ["bulk modulus", "shear modulus"]
-    arguments = {"crystals": crystals, "out": tmp_path, "seeds": (0, 1), "n_members": 2}
+    arguments: dict[str, Any] = {"crystals": crystals, "out": tmp_path, "element_control": False}
     summary = run_small_data(
-        **arguments, properties=names, methods=(PRETRAINED,), longer=["bulk modulus"]
+        **arguments,
+        seeds=(0, 1),
+        n_members=2,
+        properties=names,
+        methods=(PRETRAINED,),
+        longer=["bulk modulus"],
     )
     longer = [LONGER, LONGER_SINGLE, LONGER_UNTRAINED]
     bulk = summary[summary["property"] == "bulk modulus"].set_index("method")

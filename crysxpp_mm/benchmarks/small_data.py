@@ -76,6 +76,8 @@ MIXED = "CrysXPP and columns"
 COLUMNS, MAGPIE = "CrysAE columns", "Magpie"
 LONGER, LONGER_UNTRAINED = "trained longer", "trained longer without pretraining"
 LONGER_SINGLE = "trained longer, one network"
+WITH_ELEMENTS = "with vectors of elements"
+WITHOUT_ELEMENTS = "without vectors of elements"
 LONGER_SETTINGS: Mapping[str, Any] = {
     "max_epochs": 60,
     "batch_size": 32,
@@ -110,6 +112,12 @@ LONGER_NETWORKS: Mapping[str, Mapping[str, Any]] = {
     LONGER_UNTRAINED: {**LONGER_SETTINGS, "pretrained": None},
 }
 """The same of those that are trained longer, on ``LONGER_PROPERTIES``."""
+ELEMENT_NETWORKS: Mapping[str, Mapping[str, Any]] = {
+    WITH_ELEMENTS: {"element_channel": True},
+    WITHOUT_ELEMENTS: {"element_channel": False},
+}
+"""The same of the control of ``Property.element_channel``: every property learned the other way."""
+ALL_NETWORKS = {**NETWORKS, **LONGER_NETWORKS, **ELEMENT_NETWORKS}
 WHAT = {
     PRETRAINED: "`CrysXPPRegressor` with its default settings and {n_members}",
     SINGLE: "the networks of an ensemble one by one, their mean error",
@@ -122,6 +130,8 @@ WHAT = {
     ),
     LONGER_SINGLE: "the networks of that ensemble one by one, their mean error",
     LONGER_UNTRAINED: "one network with these settings and `pretrained=None`",
+    WITH_ELEMENTS: "one network with `element_channel=True`",
+    WITHOUT_ELEMENTS: "one network with `element_channel=False`",
     COLUMNS: (
         "the default columns of `CrysAEFeaturizer` with the better of ridge and SVR, chosen by "
         f"{INNER_FOLDS} folds of the training rows"
@@ -149,7 +159,7 @@ class Run:
         property: Name of the property.
         fraction: Share of the labelled crystals that is learned from.
         seed: Of the split, the weights and the order.
-        method: One of ``METHODS``, ``NETWORKS`` or ``LONGER_NETWORKS``.
+        method: One of ``METHODS`` or ``ALL_NETWORKS``.
         n_members: Networks of the ensemble; 0 for a simple model.
     """
 
@@ -312,7 +322,7 @@ def estimator_of(run: Run) -> CrysXPPRegressor:
         accelerator="cpu",
         pbar=False,
     )
-    estimator.set_params(**{**NETWORKS, **LONGER_NETWORKS}[run.method])
+    estimator.set_params(**ALL_NETWORKS[run.method])
     return estimator
 
 
@@ -383,6 +393,7 @@ def run_small_data(
     n_members: int = N_MEMBERS,
     methods: Sequence[str] = METHODS,
     longer: Sequence[str] = LONGER_PROPERTIES,
+    element_control: bool = True,
     say: Callable[[str], None] = print,
     crystals: LabelledCrystals | None = None,
 ) -> pd.DataFrame:
@@ -400,6 +411,8 @@ def run_small_data(
         n_members: Networks of an ensemble.
         methods: What is compared.
         longer: Names of properties that networks are trained longer on as well.
+        element_control: Whether CrysXPP, if it is among the methods, learns every property with
+            the other choice of ``element_channel`` as well.
         say: Where the lines of text go.
         crystals: The crystals, if they are in memory.
 
@@ -419,7 +432,11 @@ def run_small_data(
             make_run(item.name, FRACTION, seed, method, n_members)
             for item in chosen
             for seed in seeds
-            for method in [*methods, *(LONGER_NETWORKS if item in trained_longer else ())]
+            for method in [
+                *methods,
+                *(LONGER_NETWORKS if item in trained_longer else ()),
+                *((_other_choice(item),) if element_control and PRETRAINED in methods else ()),
+            ]
         ]
     )
     results = with_derived(results)
@@ -520,8 +537,13 @@ def _finished(
 def make_run(name: str, fraction: float, seed: int, method: str, n_members: int) -> Run:
     """A run; the controls among the networks are single ones, a simple model has none."""
     if method not in SINGLES:
-        n_members = 1 if method in NETWORKS or method in LONGER_NETWORKS else 0
+        n_members = 1 if method in ALL_NETWORKS else 0
     return Run(property=name, fraction=fraction, seed=seed, method=method, n_members=n_members)
+
+
+def _other_choice(item: Property) -> str:
+    """The control of the choice of ``element_channel`` for a property."""
+    return WITHOUT_ELEMENTS if item.element_channel else WITH_ELEMENTS
 
 
 def _check(seeds: Sequence[int], n_members: int, methods: Sequence[str]) -> None:
@@ -590,8 +612,8 @@ def compare(results: pd.DataFrame) -> pd.DataFrame:
     """Errors with pretraining minus those of the other methods, seed by seed.
 
     The runs of a seed share their rows, so their difference is steadier than the errors are. The
-    controls without pretraining are single networks, and are compared with such; an ensemble that
-    was trained longer is compared with one that was not.
+    controls without pretraining and those of the vectors of elements are single networks, and are
+    compared with such; an ensemble that was trained longer is compared with one that was not.
 
     Returns:
         One row a property and other method: mean ``difference``, its standard deviation ``std``
@@ -633,7 +655,7 @@ def _compared_with(method: str, present: pd.Index) -> str | None:
     ours = {PRETRAINED: LONGER, LONGER_UNTRAINED: LONGER}.get(method, PRETRAINED)
     if ours not in present:
         return None
-    if method in (UNTRAINED, LONGER_UNTRAINED) and SINGLES[ours] in present:
+    if method in (UNTRAINED, LONGER_UNTRAINED, *ELEMENT_NETWORKS) and SINGLES[ours] in present:
         return SINGLES[ours]
     return ours
 
@@ -674,12 +696,16 @@ def _page(
     differences: pd.DataFrame,
     seeds: Sequence[int],
 ) -> str:
-    trained_longer = summary["method"].isin([LONGER, LONGER_SINGLE, LONGER_UNTRAINED])
+    method = summary["method"]
+    trained_longer = method.isin([LONGER, LONGER_SINGLE, LONGER_UNTRAINED])
+    of_elements = method.isin(ELEMENT_NETWORKS)
     counted = f"{len(seeds)} seeds ({', '.join(map(str, seeds))})"
     lines = ["# Properties from a fifth of the labels", "", _how(counted), ""]
-    for part in (summary[~trained_longer], summary[trained_longer]):
+    for part in (summary[~trained_longer & ~of_elements], summary[trained_longer]):
         if len(part):
             lines += [_table_with_aims(part), "", *_what(part), ""]
+    if of_elements.any():
+        lines += [_table_of_elements(summary), "", *_what(summary[of_elements]), ""]
     if len(differences):
         lines += [
             DIFFERENCES.format(difference="A method minus what it is compared with"),
@@ -691,7 +717,7 @@ def _page(
     if named := [f"{item.name} `{item.transform}`" for item in shown if item.transform]:
         lines += [f"Learned by a transform: {', '.join(named)}.", ""]
     if named := [item.name for item in shown if item.element_channel]:
-        lines += [f"Networks with a learned vector of each element: {', '.join(named)}.", ""]
+        lines += [f"With `element_channel=True` in all networks: {', '.join(named)}.", ""]
     cells = summary.dropna(subset=["mae_per_cell"])
     if len(cells):
         lines += ["The magnetic moment is learned per site; errors per cell, Bohr magneton:", ""]
@@ -707,6 +733,24 @@ def _table_with_aims(summary: pd.DataFrame) -> str:
     aims = {item.name: item.aim for item in PROPERTIES}
     table["aim"] = [aims[name] if aims[name] is not None else "" for name in table["property"]]
     return markdown_table(table)
+
+
+def _table_of_elements(summary: pd.DataFrame) -> str:
+    """Errors of single networks with and without vectors of elements, in Markdown."""
+    chosen = {
+        item.name: WITH_ELEMENTS if item.element_channel else WITHOUT_ELEMENTS
+        for item in PROPERTIES
+    }
+    alone = SINGLE if (summary["method"] == SINGLE).any() else PRETRAINED
+    ours = summary[summary["method"] == alone]
+    rows = pd.concat(
+        [
+            ours.assign(method=ours["property"].map(chosen)),
+            summary[summary["method"].isin(ELEMENT_NETWORKS)],
+        ]
+    )
+    table = errors_by_method(rows, ["property", "unit"])
+    return markdown_table(table[["property", "unit", "labels", WITHOUT_ELEMENTS, WITH_ELEMENTS]])
 
 
 def _differences_table(differences: pd.DataFrame) -> str:

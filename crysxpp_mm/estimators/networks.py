@@ -13,7 +13,7 @@ from crysxpp_mm.errors import SettingsError
 from crysxpp_mm.graph.arrays import CrystalGraphs
 from crysxpp_mm.graph.batch import atom_batches
 from crysxpp_mm.models.crysxpp import CrysXPP
-from crysxpp_mm.threads import is_forked, one_torch_thread
+from crysxpp_mm.threads import default_device, one_torch_thread
 
 BATCH_ATOMS = 4096
 """Sites that go through a network at once."""
@@ -31,7 +31,7 @@ def usable_device(accelerator: object) -> torch.device:
     """
     name = accelerator
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() and not is_forked() else "cpu"
+        name = default_device()
     elif name == "gpu":
         name = "cuda"
     try:

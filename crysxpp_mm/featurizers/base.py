@@ -44,7 +44,7 @@ from crysxpp_mm.graph.backend import Graph
 from crysxpp_mm.graph.batch import atom_batches
 from crysxpp_mm.graph.converter import CrystalGraphConverter, _read
 from crysxpp_mm.model_zoo import load_model
-from crysxpp_mm.threads import is_forked, one_torch_thread
+from crysxpp_mm.threads import default_device, one_torch_thread
 
 logger = logging.getLogger(__name__)
 
@@ -783,8 +783,7 @@ def _usable_device(device: str | None) -> torch.device:
         SettingsError: the device is unknown, absent, or CUDA in a forked child.
     """
     if device is None:
-        cuda = torch.cuda.is_available() and not is_forked()
-        return torch.device("cuda" if cuda else "cpu")
+        return torch.device(default_device())
     try:
         return torch.empty(0, device=device).device
     except Exception as error:  # torch raises RuntimeError, AssertionError and others

@@ -27,7 +27,13 @@ from crysxpp_mm.graph.backend import Graph
 from crysxpp_mm.graph.batch import atom_batches
 from crysxpp_mm.models.crysxpp import CrysXPP, FeatureSelector
 from crysxpp_mm.serialization import read_document, write_document
-from crysxpp_mm.threads import cpu_by_default, is_forked, no_cuda_in_fork, one_torch_thread
+from crysxpp_mm.threads import (
+    cpu_by_default,
+    default_device,
+    is_forked,
+    no_cuda_in_fork,
+    one_torch_thread,
+)
 from crysxpp_mm.training.checkpoints import (
     CHECKPOINT,
     MODEL,
@@ -514,7 +520,7 @@ def fine_tune(
     if pbar:
         callbacks.append(EpochBar(label))
     if accelerator == "auto":
-        accelerator = "cuda" if torch.cuda.is_available() and not is_forked() else "cpu"
+        accelerator = default_device()
     with (
         _quiet_lightning(),
         stopped_as_usual(),
