@@ -542,6 +542,8 @@ def test_predictors_are_trained_tested_and_released(
         "crysxpp-metal",
     ]
     moment = table[table["predictor"] == "crysxpp-magnetic-moment"]
+    assert moment["element_channel"].all()
+    assert not table.loc[table["predictor"] == "crysxpp-bulk-modulus", "element_channel"].any()
     assert_allclose(moment["mae_per_cell"], 8 * moment["mae"])
     metal = table[table["predictor"] == "crysxpp-metal"]
     assert metal["accuracy"].between(0, 1).all()

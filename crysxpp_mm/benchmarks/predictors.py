@@ -73,6 +73,7 @@ class Predictor:
         aim: Error on the test crystals that the project aims for; None where it names none.
         n_members: Networks of the ensemble; fewer where many labels make a network costly, more
             for the moduli, whose networks differ most.
+        element_channel: Whether the networks have a learned vector of each element.
         limits: Sentences on the labels, for the card.
         classify: Whether it tells metals from other crystals by the labels of the property.
     """
@@ -82,6 +83,7 @@ class Predictor:
     title: str
     aim: float | None = None
     n_members: int = 3
+    element_channel: bool = False
     limits: tuple[str, ...] = ()
     classify: bool = False
 
@@ -94,6 +96,7 @@ PREDICTORS = (
         name="crysxpp-formation-energy",
         property="formation energy",
         n_members=2,
+        element_channel=True,
         title="Formation energy of a crystal, eV/atom, as in the Materials Project of 2018",
         aim=0.042,
     ),
@@ -118,6 +121,7 @@ PREDICTORS = (
         name="crysxpp-magnetic-moment",
         property="magnetic moment",
         n_members=2,
+        element_channel=True,
         title="Magnitude of the magnetic moment of a crystal per site, Bohr magneton",
         limits=(
             (
@@ -282,7 +286,7 @@ def _estimator(predictor: Predictor, item: Property) -> CrysXPPRegressor | CrysX
     if predictor.classify:
         return CrysXPPClassifier(target_names=["metal"], accelerator="cpu", pbar=False)
     return CrysXPPRegressor(
-        element_channel=item.element_channel,
+        element_channel=predictor.element_channel,
         transform=item.transform,
         target_names=[item.target],
         units=item.target_unit,
@@ -372,6 +376,7 @@ def _table(predictors: Sequence[Predictor], folder: Path) -> pd.DataFrame:
                 "n_validation": sum(stage["n_validation"] for stage in model.history_),
                 "n_test": facts["n_test"],
                 "n_members": len(model.members_),
+                "element_channel": model.element_channel,
                 "unit": "" if predictor.classify else model.units_[0],
                 **result,
                 "aim": predictor.aim,
@@ -389,7 +394,8 @@ def _page(table: pd.DataFrame) -> str:
             (
                 "One split for each: 80 % of the labelled crystals are learned from (`n_train`), "
                 "10 % choose the epoch (`n_validation`), 10 % are the test. `mae` is in the unit "
-                "of the label; the aims of the moduli are for `mae_log10`."
+                "of the label; the aims of the moduli are for `mae_log10`. Networks with an "
+                "`element_channel` have a learned vector of each element."
             ),
             "",
             markdown_table(table),

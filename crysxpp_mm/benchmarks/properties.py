@@ -32,10 +32,10 @@ TEST_FRACTION = 0.1
 """Share of the labelled crystals that is the test set of a split."""
 SETTINGS_CHOSEN = (
     "The sparsity, the rate of the encoder, the epochs to choose from, the hidden layer of the "
-    "sites, the transforms of the band gap and of the magnetic moment and the vectors of elements "
-    "of the latter were set on development crystals, which are in no test set; older settings "
-    "(layers, moments, loss, schedule) had been compared on another split, whose crystals may be "
-    "among these."
+    "sites, the transforms of the band gap and of the magnetic moment, and which networks have "
+    "vectors of elements, were set on development crystals, which are in no test set; older "
+    "settings (layers, moments, loss, schedule) had been compared on another split, whose crystals "
+    "may be among these."
 )
 """How the defaults of the estimators came about, for the pages."""
 GRAPHS = "mp.graphs"
