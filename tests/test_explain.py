@@ -315,10 +315,14 @@ def test_html_is_escaped(fitted):
 
 
 def test_plots_draw_into_given_axes(fitted):
-    axes = Figure().add_subplot()
-    assert plot_parity([1.0, 2.0], [1.0, 2.0], axes=axes) is axes
-    assert plot_learning_curve(fitted, axes=axes) is axes
-    assert plot_explanation(fitted.explain(MATERIALS[0]), axes=axes) is axes
-    found = fitted.contributions(MATERIALS[0], target="gap")
-    empty = Figure().add_subplot()
-    assert plot_contributions(found, axes=empty) is empty
+    explanation = fitted.explain(MATERIALS[0])
+    contributions = fitted.contributions(MATERIALS[0], target="gap")
+    for plot, given in (
+        (plot_parity, ([1.0, 2.0], [1.0, 2.0])),
+        (plot_learning_curve, (fitted,)),
+        (plot_explanation, (explanation,)),
+        (plot_contributions, (contributions,)),
+    ):
+        axes = Figure().add_subplot()
+        assert plot(*given, axes=axes) is axes
+        assert axes.has_data()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from datetime import datetime, timedelta
 
@@ -82,6 +83,15 @@ def test_label_outside_the_transform_is_named():
 def test_unusable_labels_are_refused(y, message):
     with pytest.raises(DataError, match=message):
         regressor().fit(SALTS, y)
+
+
+@pytest.mark.parametrize("index", [range(100, 116), pd.MultiIndex.from_product([["a"], range(16)])])
+def test_a_row_is_named_by_its_index(index):
+    crystals = pd.Series(SALTS, index=index)
+    y = np.where(np.arange(16) == 3, np.inf, Y)
+    name = re.escape(repr(list(index)[3]))
+    with pytest.raises(DataError, match=rf"row 3 \(index {name}\)"):
+        regressor().fit(crystals, y)
 
 
 def test_a_fit_that_fails_leaves_nothing_fitted():

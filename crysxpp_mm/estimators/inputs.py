@@ -35,7 +35,8 @@ class Crystals(NamedTuple):
         """How to speak of a row in a message."""
         if self.labels is None:
             return f"row {position}"
-        return f"row {position} (index {self.labels[position]!r})"
+        label = self.labels[[position]].tolist()[0]  # Python's own number, where it is one
+        return f"row {position} (index {label!r})"
 
     def label(self, position: int) -> Any:
         """The row's index label, or its position."""
