@@ -375,6 +375,42 @@ def test_frozen_epochs_leave_encoder_and_selector_alone():
         assert same != name.startswith("readout"), name
 
 
+def test_vectors_of_elements_start_when_the_selector_is_done():
+    """What is learned until then is learned as without vectors, to the bit."""
+    structures, y = crystals(), np.random.default_rng(0).normal(size=(24, 1))
+    steps = {"max_epochs": 4, "sparsity": 0.02, "selector_rate": 0.02}
+    selected, moved = [], []
+    for start in (0.5, 0.75):
+        model = CrysXPP.random(element_channel=True, **SMALL)
+        torch.nn.init.zeros_(model.encoder.element_embedding.weight)
+        seen = []
+        watch = model.register_forward_hook(
+            lambda network, *_, seen=seen: seen.append(
+                (
+                    network.selector.weight.detach().clone(),
+                    network.encoder.element_embedding.weight.detach().clone(),
+                )
+            )
+        )
+        train(model, structures, y, quick(element_start=start, **steps))
+        watch.remove()
+        weights, vectors = (torch.stack(values) for values in zip(*seen, strict=True))
+        begun = int((vectors != 0).flatten(1).any(dim=1).nonzero()[0])
+        assert 0.4 * len(seen) < begun < 0.9 * len(seen)
+        assert not vectors[:begun].any()
+        assert torch.equal(weights[begun:], weights[begun].expand_as(weights[begun:]))
+        assert not torch.equal(weights[0], weights[begun])
+        selected.append(weights[:begun])
+        moved.append(begun)
+    assert moved[0] < moved[1]
+    assert torch.equal(selected[0], selected[1][: moved[0]])
+    plain = CrysXPP.random(element_channel=True, **SMALL)
+    torch.nn.init.zeros_(plain.encoder.element_embedding.weight)
+    frozen = quick(element_start=0.5, encoder_rate=0.0, **steps)
+    train(plain, structures, y, frozen)
+    assert not plain.encoder.element_embedding.weight.any()
+
+
 def test_encoder_rate_of_zero_keeps_its_weights():
     structures, y = crystals(), np.random.default_rng(0).normal(size=(24, 1))
     model = CrysXPP.random(**SMALL)
@@ -431,7 +467,6 @@ def test_proximal_step_makes_exact_zeros():
     expected = torch.tensor([0.5 - step, 0.0, -0.5 + step], dtype=torch.float32)
     assert torch.allclose(selector.weight[:3], expected)
     assert selector.weight[1] == 0
-    shrink_selector(FeatureSelector(), {}, group, sparsity=0.01)  # frozen: no state yet
 
 
 def test_selector_finds_the_two_properties_that_matter():
@@ -496,6 +531,9 @@ def test_rows_in_both_sets_and_no_rows_are_refused():
         {"sparsity": True},
         {"validation_fraction": 1.0},
         {"validation_fraction": -0.1},
+        {"element_start": 1.0},
+        {"element_start": -0.1},
+        {"element_start": "late"},
         {"loss": "huber"},
     ],
 )

@@ -402,7 +402,9 @@ def test_plain_graph_convolution():
     assert np.isfinite(model.predict(SALTS)).all()
 
 
-@pytest.mark.parametrize("start", [{}, {"pretrained": None, "hidden_dim": 4, "n_convs": 1}])
+@pytest.mark.parametrize(
+    "start", [{}, {"pretrained": None, "hidden_dim": 4, "n_convs": 1}, {"element_start": 0.3}]
+)
 def test_an_element_channel_tells_samarium_from_gadolinium(start):
     pairs = [
         Structure(Lattice.cubic(4 + 0.01 * place), [symbol, "N"], [[0, 0, 0], [0.5] * 3])
@@ -419,15 +421,17 @@ def test_an_element_channel_tells_samarium_from_gadolinium(start):
     assert found.by_property()["element"] != 0
     again = CrysXPPRegressor.from_dict(model.as_dict())
     assert again.element_channel
+    assert again.element_start == start.get("element_start", 0)
     assert np.array_equal(again.predict(pairs), model.predict(pairs))
 
 
 def test_files_of_before_the_element_channel_are_read(fitted):
     document = fitted.as_dict()
-    del document["settings"]["element_channel"]
+    del document["settings"]["element_channel"], document["settings"]["element_start"]
     _rehash(document)
     older = CrysXPPRegressor.from_dict(document)
     assert older.element_channel is False
+    assert older.element_start == 0
     assert np.array_equal(older.predict(SALTS), fitted.predict(SALTS))
 
 

@@ -133,7 +133,7 @@ def test_rates_and_steps_follow_the_estimator(monkeypatch, fitted):
         return pd.DataFrame({"epoch": [0]})
 
     monkeypatch.setattr(learning, "fine_tune", spy)
-    fitted.set_params(min_steps=40, frozen_epochs=2, weight_decay=0.1)
+    fitted.set_params(min_steps=40, frozen_epochs=2, weight_decay=0.1, element_start=0.5)
     fitted.fine_tune(SALTS, Y)
     fitted.fine_tune(SALTS, Y, learning_rate=0.04, max_epochs=2)
     default, _, named, _ = configs
@@ -143,6 +143,7 @@ def test_rates_and_steps_follow_the_estimator(monkeypatch, fitted):
     assert default.max_epochs == 10
     assert default.min_steps == 100  # 10 an epoch, as fit had them
     assert default.frozen_epochs == 0
+    assert default.element_start == 0
     assert default.weight_decay == 0.1
     assert named.selector_rate == 6e-3 * 2
     assert named.min_steps == 20

@@ -60,6 +60,7 @@ from crysxpp_mm.cli import app
 from crysxpp_mm.data.store import build_store
 from crysxpp_mm.errors import DataError, SettingsError
 from crysxpp_mm.estimators import CrysXPPRegressor
+from crysxpp_mm.estimators.base import LATER_SETTINGS
 from crysxpp_mm.graph.arrays import CrystalGraphs
 from crysxpp_mm.graph.converter import CrystalGraphConverter
 from crysxpp_mm.model_zoo import load_model
@@ -479,9 +480,11 @@ def test_every_variant_is_trained_and_judged(
 
 
 def test_settings_that_came_later_are_known_where_they_are_on() -> None:
-    off, on = (CrysXPPRegressor(element_channel=value) for value in (False, True))
-    assert "element_channel" not in settings_of(off)
-    assert settings_of(on) == on.get_params(deep=False)
+    for on in ({}, {"element_channel": True}, {"element_channel": True, "element_start": 0.5}):
+        estimator = CrysXPPRegressor(**on)
+        known = settings_of(estimator)
+        assert {name for name in LATER_SETTINGS if name in known} == set(on)
+        assert {**LATER_SETTINGS, **known} == estimator.get_params(deep=False)
 
 
 def test_ablations_change_one_setting(
@@ -543,6 +546,8 @@ def test_predictors_are_trained_tested_and_released(
     ]
     moment = table[table["predictor"] == "crysxpp-magnetic-moment"]
     assert moment["element_channel"].all()
+    model = load_model(tmp_path / "models" / "crysxpp-magnetic-moment" / "model.json.gz")
+    assert model.element_start == predictors.ELEMENT_START
     assert not table.loc[table["predictor"] == "crysxpp-bulk-modulus", "element_channel"].any()
     assert_allclose(moment["mae_per_cell"], 8 * moment["mae"])
     metal = table[table["predictor"] == "crysxpp-metal"]

@@ -42,6 +42,13 @@ VALIDATION_FRACTION = 1 / 9
 METAL, NON_METAL = "metal", "non-metal"
 ALWAYS = "the commonest class"
 N_TREES = 200
+ELEMENT_START = 0.5
+"""Share of the epochs after which the vectors of elements learn, where a predictor has them.
+
+With 19,000 labels of the magnetic moment, vectors that learned from the start took the place of
+the properties: 70 of the 92 weights of the selector went to zero, and what was left explained
+nothing. On development crystals, with 4,010 labels, the error was the same (0.0494 against 0.0486).
+"""
 
 DATA = (
     "Materials Project, the set of the CrysXPP and CGCNN papers with the labels of "
@@ -96,7 +103,6 @@ PREDICTORS = (
         name="crysxpp-formation-energy",
         property="formation energy",
         n_members=2,
-        element_channel=True,
         title="Formation energy of a crystal, eV/atom, as in the Materials Project of 2018",
         aim=0.042,
     ),
@@ -287,6 +293,7 @@ def _estimator(predictor: Predictor, item: Property) -> CrysXPPRegressor | CrysX
         return CrysXPPClassifier(target_names=["metal"], accelerator="cpu", pbar=False)
     return CrysXPPRegressor(
         element_channel=predictor.element_channel,
+        element_start=ELEMENT_START if predictor.element_channel else 0.0,
         transform=item.transform,
         target_names=[item.target],
         units=item.target_unit,

@@ -65,7 +65,7 @@ if TYPE_CHECKING:
     from crysxpp_mm.explain import Contributions
 
 
-LATER_SETTINGS = {"element_channel": False}
+LATER_SETTINGS = {"element_channel": False, "element_start": 0.0}
 """Settings that the files of earlier versions lack, and what they stand for there."""
 CURVE_COLUMNS = {"epoch", "kept", "member", "stage"}
 """What a learning curve has, besides losses."""

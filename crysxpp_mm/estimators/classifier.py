@@ -52,6 +52,10 @@ class CrysXPPClassifier(ClassifierMixin, CrysXPPEstimator):  # type: ignore[misc
         encoder_rate: Rate of the encoder, as a multiple of ``learning_rate``; 0 freezes it.
         selector_rate: Peak of the one-cycle rate of the selector.
         frozen_epochs: Epochs at the start in which the readout alone learns.
+        element_start: Share of the epochs of ``fit`` in which the vectors of ``element_channel``
+            rest while the selector learns; then they learn and the selector rests, so that its
+            weights stand for what the properties can say. At 0 both learn all the time, and
+            vectors may take the place of the properties.
         weight_decay: Of AdamW; the selector has none.
         gradient_clip: Largest norm of the gradient.
         sparsity: Weight lambda_1 of the L1 norm of the selector (Eq. 10); it makes exact zeros.
@@ -109,6 +113,7 @@ class CrysXPPClassifier(ClassifierMixin, CrysXPPEstimator):  # type: ignore[misc
         encoder_rate: float = 1.0,
         selector_rate: float = 6e-3,
         frozen_epochs: int = 0,
+        element_start: float = 0.0,
         weight_decay: float = 0.01,
         gradient_clip: float = 5.0,
         sparsity: float = 0.001,
@@ -140,6 +145,7 @@ class CrysXPPClassifier(ClassifierMixin, CrysXPPEstimator):  # type: ignore[misc
         self.encoder_rate = encoder_rate
         self.selector_rate = selector_rate
         self.frozen_epochs = frozen_epochs
+        self.element_start = element_start
         self.weight_decay = weight_decay
         self.gradient_clip = gradient_clip
         self.sparsity = sparsity

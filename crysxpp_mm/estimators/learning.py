@@ -93,7 +93,9 @@ def going_on(
         SettingsError: one of them makes no sense.
     """
     rate = config.learning_rate * FINE_TUNE_RATE if learning_rate is None else learning_rate
-    changed = replace(config, learning_rate=rate, max_epochs=max_epochs, frozen_epochs=0)
+    changed = replace(  # which looks at the rate
+        config, learning_rate=rate, max_epochs=max_epochs, frozen_epochs=0, element_start=0.0
+    )
     return replace(
         changed,
         selector_rate=config.selector_rate * rate / config.learning_rate,

@@ -232,6 +232,8 @@ class FineTuneConfig(_Checked, MSONable):
         selector_rate: Peak of the one-cycle rate of the selector. A weight falls from 1 to 0 only
             if the rates of all steps sum to more than 1.
         frozen_epochs: Epochs at the start in which the readout alone learns.
+        element_start: Share of the epochs at the start in which the vectors of elements, if there
+            are any, rest; then they learn and the selector rests. At 0 both learn all the time.
         weight_decay: Of AdamW; it does not act on the selector.
         gradient_clip: Largest norm of the gradient.
         loss: ``"l1"``, the mean absolute error of the standardized targets, or ``"mse"``, their
@@ -254,6 +256,7 @@ class FineTuneConfig(_Checked, MSONable):
     encoder_rate: float = 1.0
     selector_rate: float = 6e-3
     frozen_epochs: int = 0
+    element_start: float = 0.0
     weight_decay: float = 0.01
     gradient_clip: float = 5.0
     loss: Literal["l1", "mse"] = "l1"
@@ -276,11 +279,10 @@ class FineTuneConfig(_Checked, MSONable):
             value = self._number(name)
             if not 0 <= value < float("inf"):
                 raise SettingsError(f"{name} must be 0 or more, got {value!r}.")
-        fraction = self._number("validation_fraction")
-        if not 0 <= fraction < 1:
-            raise SettingsError(
-                f"validation_fraction must be at least 0 and less than 1, got {fraction!r}."
-            )
+        for name in ("validation_fraction", "element_start"):
+            value = self._number(name)
+            if not 0 <= value < 1:
+                raise SettingsError(f"{name} must be at least 0 and less than 1, got {value!r}.")
         if self.loss not in ("l1", "mse"):
             raise SettingsError(f"loss must be 'l1' or 'mse', got {self.loss!r}.")
 

@@ -167,12 +167,17 @@ class FineTuneModule(lightning.LightningModule):
 
     def on_train_epoch_start(self) -> None:
         """Freeze or thaw everything before the readout; keep the statistics of a trained model."""
-        frozen = self.current_epoch < self.config.frozen_epochs
-        fixed = frozen or self.config.encoder_rate == 0
-        self.model.encoder.requires_grad_(not fixed)
+        config, encoder = self.config, self.model.encoder
+        frozen = self.current_epoch < config.frozen_epochs
+        fixed = frozen or config.encoder_rate == 0
+        encoder.requires_grad_(not fixed)
+        selected = False
+        if encoder.element_channel and config.element_start > 0:
+            selected = self.current_epoch >= config.element_start * config.max_epochs
+            encoder.element_embedding.requires_grad_(selected and not fixed)
         if self.model.selector is not None:
-            self.model.selector.requires_grad_(not frozen)
-        self.model.encoder.train(not (fixed or self.trained))
+            self.model.selector.requires_grad_(not (frozen or selected))
+        encoder.train(not (fixed or self.trained))
 
     def _loss(self, batch: FineTuneBatch) -> tuple[Tensor, int]:
         """Loss of a batch and how many labels it is the mean of."""
@@ -242,10 +247,12 @@ class FineTuneModule(lightning.LightningModule):
     ) -> None:
         """A step of AdamW on the error, then the proximal step of the L1 term of Eq. 10."""
         optimizer.step(closure=optimizer_closure)
-        selector = self.model.selector
-        if selector is not None and self.config.selector_rate > 0 and self.config.sparsity > 0:
+        selector, config = self.model.selector, self.config
+        if selector is None or not selector.weight.requires_grad:
+            return
+        if config.selector_rate > 0 and config.sparsity > 0:
             group = optimizer.param_groups[-1]  # the selector's
-            shrink_selector(selector, optimizer.state, group, self.config.sparsity)
+            shrink_selector(selector, optimizer.state, group, config.sparsity)
 
 
 @torch.no_grad()
@@ -267,8 +274,6 @@ def shrink_selector(
         sparsity: Weight lambda_1 of the L1 norm.
     """
     weight = selector.weight
-    if not state.get(weight):  # still frozen
-        return
     squares = state[weight]["exp_avg_sq"] / (1 - group["betas"][1] ** state[weight]["step"])
     threshold = group["lr"] * sparsity / torch.sqrt(squares + sparsity**2)
     weight.copy_(weight.sign() * (weight.abs() - threshold).clamp(min=0))
