@@ -100,7 +100,11 @@ def test_interrupted_download_leaves_nothing(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("content", [b"half", gzip.compress(b"[1, 2")[:-6], gzip.compress(b"{")])
+@pytest.mark.parametrize(
+    "content",
+    [b"half", gzip.compress(b"[1, 2", mtime=0)[:-6], gzip.compress(b"{", mtime=0)],
+    ids=["no gzip", "cut short", "no JSON"],
+)
 def test_damaged_file_is_named_and_kept(data_home, content):
     path = data_home / f"{NAME}.json.gz"
     path.write_bytes(content)
