@@ -154,6 +154,19 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_weights(tmp_path):
     pd.testing.assert_frame_equal(*curves)
 
 
+def test_weights_do_not_depend_on_the_threads_of_the_process(tmp_path):
+    before = torch.get_num_threads()
+    try:
+        learned = []
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            learned.append(weights(run(tmp_path / str(count))))
+            assert torch.get_num_threads() == count
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(*learned)
+
+
 def test_time_ends_a_run_that_then_goes_on(tmp_path):
     run(tmp_path / "cut", max_minutes=1e-9)
     assert json.loads((tmp_path / "cut" / "run.json").read_text())["results"]["epochs"] == 1
