@@ -362,6 +362,8 @@ def test_scores(fitted, fitted_classifier):
         ({"n_members": 1.5}, "n_members must"),
         ({"selector": "yes"}, "selector must be True or False"),
         ({"element_channel": 1}, "element_channel must be True or False"),
+        ({"element_channel": True, "encoder_rate": 0}, "encoder_rate=0 keeps them there"),
+        ({"element_channel": True, "element_start": 0.5, "max_epochs": 1}, "leaves no epoch"),
         ({"pbar": 1}, "pbar must be True or False"),
         ({"encoder": "gcn"}, "set pretrained=None"),
         ({"encoder": "mlp", "pretrained": None}, "encoder must be"),

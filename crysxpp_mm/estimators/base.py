@@ -89,6 +89,7 @@ class CrysXPPEstimator(BaseEstimator, SavedDocument):  # type: ignore[misc]
     n_members: int
     target_names: Any
     max_epochs: int
+    encoder_rate: float
     validation_fraction: float
     seed: int
     checkpoint_dir: Any
@@ -520,6 +521,12 @@ class CrysXPPEstimator(BaseEstimator, SavedDocument):  # type: ignore[misc]
         for name in ("element_channel", "selector", "pbar"):
             if not isinstance(params[name], bool | np.bool_):
                 raise SettingsError(f"{name} must be True or False, got {params[name]!r}.")
+        start, last = config.element_start, config.max_epochs - 1
+        if self.element_channel and start * config.max_epochs > last:
+            raise SettingsError(
+                f"element_start={start!r} with max_epochs={config.max_epochs} leaves no epoch to "
+                "the vectors of elements; lower it, or raise max_epochs."
+            )
         for name, value in params.items():  # found before the training, not on saving
             try:
                 json.dumps(plain_setting(value), allow_nan=False)
@@ -555,6 +562,12 @@ class CrysXPPEstimator(BaseEstimator, SavedDocument):  # type: ignore[misc]
                     f"{name} is {value!r}, but the pretrained model has {theirs}; leave it None, "
                     "or set pretrained=None."
                 )
+        added = self.element_channel and not model.encoder.element_channel
+        if added and self.encoder_rate == 0:
+            raise SettingsError(
+                "element_channel=True adds vectors that start at zero, and encoder_rate=0 keeps "
+                "them there; give the encoder a rate, or set element_channel=False."
+            )
         return model
 
     def _network(self, source: CrysAE | None, *, seed: int, n_targets: int) -> CrysXPP:
