@@ -535,7 +535,7 @@ def test_predictors_are_trained_tested_and_released(
         "folder": tmp_path / "models",
         "out": tmp_path,
         "names": ["crysxpp-bulk-modulus", "crysxpp-magnetic-moment", "crysxpp-metal"],
-        "max_epochs": 1,
+        "max_epochs": 2,
     }
     said: list[str] = []
     table = run_predictors(**arguments, say=said.append)

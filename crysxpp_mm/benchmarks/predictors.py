@@ -103,6 +103,7 @@ PREDICTORS = (
         name="crysxpp-formation-energy",
         property="formation energy",
         n_members=2,
+        element_channel=True,
         title="Formation energy of a crystal, eV/atom, as in the Materials Project of 2018",
         aim=0.042,
     ),
@@ -110,6 +111,7 @@ PREDICTORS = (
         name="crysxpp-band-gap",
         property="band gap",
         n_members=2,
+        element_channel=True,
         title="Band gap of a crystal, eV, PBE",
         aim=0.32,
         limits=_PBE,
@@ -289,16 +291,19 @@ def _release(
 
 
 def _estimator(predictor: Predictor, item: Property) -> CrysXPPRegressor | CrysXPPClassifier:
+    settings: dict[str, Any] = {
+        "element_channel": predictor.element_channel,
+        "element_start": ELEMENT_START if predictor.element_channel else 0.0,
+        "accelerator": "cpu",
+        "pbar": False,
+    }
     if predictor.classify:
-        return CrysXPPClassifier(target_names=["metal"], accelerator="cpu", pbar=False)
+        return CrysXPPClassifier(target_names=["metal"], **settings)
     return CrysXPPRegressor(
-        element_channel=predictor.element_channel,
-        element_start=ELEMENT_START if predictor.element_channel else 0.0,
         transform=item.transform,
         target_names=[item.target],
         units=item.target_unit,
-        accelerator="cpu",
-        pbar=False,
+        **settings,
     )
 
 
