@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -656,8 +657,10 @@ def test_experiments_are_in_no_dft_training_set_and_splits_are_disjoint(
 
 
 def test_experiment_after_dft_has_every_setting_and_control(
-    measured_root: Path, crystals: LabelledCrystals
+    measured_root: Path, crystals: LabelledCrystals, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    one_epoch = functools.partialmethod(CrysXPPRegressor.fine_tune, max_epochs=1)
+    monkeypatch.setattr(CrysXPPRegressor, "fine_tune", one_epoch)
     said: list[str] = []
     arguments: dict[str, Any] = {
         "crystals": crystals,
