@@ -619,7 +619,7 @@ def test_explanation_of_a_file(data, ensemble, tmp_path):
     out = tmp_path / "why"
     command = ("explain", data / "cifs" / "mp-1.5.cif", "--model", ensemble, "--out", out)
     text = run(*command, "--contributions", "--target", "gap").stdout
-    assert "1 crystals explained." in text
+    assert "1 crystal explained." in text
     names = ["contributions", "weights"]
     assert sorted(path.name for path in out.iterdir()) == sorted(
         [*(f"mp-1.5.cif.{name}.png" for name in names), *(f"{name}.csv" for name in names)]

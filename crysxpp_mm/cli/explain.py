@@ -118,11 +118,8 @@ def explain(
         files.append(LEFT_OUT)
         left_out = {"crystal": list(errors), "reason": list(errors.values())}
         write_table(pd.DataFrame(left_out), out / LEFT_OUT)
-    typer.echo(
-        f"{len(weights)} crystals explained, {len(errors)} left out."
-        if errors
-        else f"{len(weights)} crystals explained."
-    )
+    explained = "1 crystal explained" if len(weights) == 1 else f"{len(weights)} crystals explained"
+    typer.echo(f"{explained}, {len(errors)} left out." if errors else f"{explained}.")
     print_errors(errors, LEFT_OUT)
     pictures = _picture_names([name for name, _, _ in shown])
     for picture, (_, explanation, added) in zip(pictures, shown, strict=True):
