@@ -18,7 +18,7 @@ DEV = [
     "nbformat>=5.10",
     "pandas-stubs>=2.2",
     "pytest>=8.0",
-    "pytest-xdist>=3.8",
+    "pytest-xdist>=3.6",
     "ruff>=0.9",
     "types-tqdm>=4.66",
 ]

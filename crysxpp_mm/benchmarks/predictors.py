@@ -33,6 +33,7 @@ from crysxpp_mm.estimators import CrysXPPClassifier, CrysXPPRegressor
 from crysxpp_mm.estimators.release import THIS_MODEL, write_predictor_release
 from crysxpp_mm.model_zoo import MODEL_FILE, load_model
 from crysxpp_mm.threads import one_torch_thread
+from crysxpp_mm.training.config import FineTuneConfig
 
 COMMAND = "crysxpp benchmark predictors"
 LEARNED_FRACTION = 0.9
@@ -81,8 +82,8 @@ class Predictor:
         n_members: Networks of the ensemble; fewer where many labels make a network costly, more
             for the moduli, whose networks differ most.
         element_channel: Whether the networks have a learned vector of each element.
-        max_epochs: Epochs; fewer for the metals, which more than a dozen learn by heart: after 40
-            the cross entropy of the validation crystals was 0.40 at best, after 12 it is 0.29.
+        max_epochs: Epochs; fewer for the metals, whose labels a network learns by heart: after some
+            twenty of 40 epochs its loss on the validation crystals rises.
         chosen: Sentence on what was chosen for it alone, for the card.
         limits: Sentences on the labels, for the card.
         classify: Whether it tells metals from other crystals by the labels of the property.
@@ -94,7 +95,7 @@ class Predictor:
     aim: float | None = None
     n_members: int = 3
     element_channel: bool = False
-    max_epochs: int = 40
+    max_epochs: int = FineTuneConfig.max_epochs
     chosen: str = ""
     limits: tuple[str, ...] = ()
     classify: bool = False
@@ -172,8 +173,8 @@ PREDICTORS = (
         max_epochs=12,
         title="Whether a crystal is a metal (a PBE gap of zero) or not",
         chosen=(
-            "The number of epochs (12 or 40) and the vectors of elements were chosen by the "
-            "crystals that choose the epoch."
+            "For this model alone the number of epochs (12 or 40) and the vectors of elements were "
+            "chosen by the crystals that choose the epoch."
         ),
         limits=_PBE,
         classify=True,
@@ -207,7 +208,7 @@ def run_predictors(
         out: The folder of the results.
         names: Which predictors; all without it.
         n_members: Networks of each; what ``PREDICTORS`` says if None.
-        max_epochs: Epochs of each; the default of the estimators if None.
+        max_epochs: Epochs of each; what ``PREDICTORS`` says if None.
         seed: Of the split, the weights and the order.
         say: Where the lines of text go.
         crystals: The crystals, if they are in memory.
@@ -239,7 +240,7 @@ def run_predictors(
                 target / name,
                 settings={
                     "n_members": n_members or known[name].n_members,
-                    **({} if max_epochs is None else {"max_epochs": max_epochs}),
+                    "max_epochs": known[name].max_epochs if max_epochs is None else max_epochs,
                     "seed": seed,
                 },
             )
@@ -306,7 +307,6 @@ def _estimator(predictor: Predictor, item: Property) -> CrysXPPRegressor | CrysX
     settings: dict[str, Any] = {
         "element_channel": predictor.element_channel,
         "element_start": ELEMENT_START if predictor.element_channel else 0.0,
-        "max_epochs": predictor.max_epochs,
         "accelerator": "cpu",
         "pbar": False,
     }
