@@ -1,114 +1,13 @@
-"""Tables of structures: matminer's data sets, without the traps of getting them."""
+"""Deprecated: matminer's tables are read by ``crysxpp_mm.data.matminer_tables``."""
 
 from __future__ import annotations
 
-import contextlib
-import os
-import sys
-import warnings
-import zlib
-from collections.abc import Mapping
-from difflib import get_close_matches
-from pathlib import Path
+from crysxpp_mm.deprecation import moved_names
 
-import pandas as pd
-from pymatgen.core import IStructure
-
-from crysxpp_mm.errors import DataError
-
-_LOOKED_AT = 20  # rows of a column that tell what it holds
-
-
-def load_table(name: str, *, data_home: str | os.PathLike[str] | None = None) -> pd.DataFrame:
-    """One of matminer's data sets, its structures decoded.
-
-    ``matminer.datasets.load_dataset``, which downloads what is not there yet. Where that fails,
-    nothing half-written stays behind (matminer would read it the next time), it fails at once
-    instead of trying for minutes, and the message says where to put the file by hand.
-
-    Args:
-        name: Such as ``"elastic_tensor_2015"``; ``matminer.datasets.get_available_datasets()``
-            has them all.
-        data_home: Folder of the files; what ``MATMINER_DATA`` names if None, and matminer's own
-            folder if that is not set either.
-
-    Raises:
-        DataError: there is no data set of that name, its file is neither there nor can be
-            downloaded, or the file is damaged.
-    """
-    from matminer.datasets import load_dataset
-    from matminer.datasets.utils import _get_data_home, _load_dataset_dict
-
-    known = _load_dataset_dict()
-    if name not in known:
-        close = [other for other in sorted(known) if name and name.lower() in other.lower()]
-        close += [other for other in get_close_matches(name, known, n=5) if other not in close]
-        hint = f"; close to it: {', '.join(close)}." if close else "."
-        raise DataError(f"matminer has no data set {name!r}{hint}")
-    folder = os.fspath(data_home) if data_home is not None else None
-    path = Path(_get_data_home(folder), f"{name}.{known[name]['file_type']}")
-    if not path.is_file():
-        _download(name, path, url=known[name]["url"])
-    try:
-        table = load_dataset(name, data_home=str(path.parent), download_if_missing=False)
-    except (OSError, EOFError, ValueError, TypeError, KeyError, zlib.error) as error:
-        raise DataError(
-            f"{path} cannot be read ({type(error).__name__}: {error}); "
-            "remove the file and get it again."
-        ) from error
-    if not isinstance(table, pd.DataFrame):
-        raise DataError(f"{path} holds no table; remove the file and get it again.")
-    return table
-
-
-def _download(name: str, path: Path, *, url: str) -> None:
-    """Let matminer download a file; all of it or nothing is there afterwards."""
-    from matminer.datasets import load_dataset
-
-    try:
-        # What matminer prints is no result. Its wrong-hash warning comes before a minute's wait.
-        with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
-            warnings.filterwarnings("error", message=".*hash of downloaded file does not match.*")
-            load_dataset(name, data_home=str(path.parent))
-    except BaseException as error:
-        path.unlink(missing_ok=True)
-        if not isinstance(error, Exception):
-            raise  # Ctrl-C
-        raise DataError(
-            f"the data set {name!r} is not in {path.parent} and cannot be downloaded "
-            f"({type(error).__name__}). Without a network: get {url} on another machine, save it "
-            f"as {path}, and load it again (data_home or MATMINER_DATA names another folder)."
-        ) from error
-
-
-def structure_column(df: pd.DataFrame) -> str:
-    """The column that holds structures, or the dictionaries that ``Structure.as_dict`` makes.
-
-    Raises:
-        DataError: there is none, or there are several.
-    """
-    found = [
-        label
-        for position, label in enumerate(df.columns)
-        if any(
-            _is_structure(value)
-            for value in df.iloc[:, position].dropna().head(_LOOKED_AT).tolist()
-        )
-    ]
-    if not found:
-        raise DataError(
-            "no column holds structures; the table has "
-            f"{', '.join(map(repr, df.columns[:20])) or 'no columns'}. Text becomes a structure by "
-            "Structure.from_str(text, fmt='cif')."
-        )
-    if len(found) > 1:
-        raise DataError(
-            f"several columns hold structures: {', '.join(map(repr, found))}; name one of them."
-        )
-    return str(found[0])
-
-
-def _is_structure(value: object) -> bool:
-    if isinstance(value, Mapping):
-        return "lattice" in value and "sites" in value
-    return isinstance(value, IStructure)
+__getattr__ = moved_names(
+    __name__,
+    {
+        "load_table": "crysxpp_mm.data.matminer_tables",
+        "structure_column": "crysxpp_mm.data.matminer_tables",
+    },
+)

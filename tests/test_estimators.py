@@ -33,7 +33,8 @@ from sklearn.svm import SVR
 from sklearn.utils.validation import check_is_fitted
 
 import crysxpp_mm
-from crysxpp_mm import datasets, threads
+from crysxpp_mm import compute
+from crysxpp_mm.data import matminer_tables
 from crysxpp_mm.data.store import build_store
 from crysxpp_mm.errors import (
     CrysXPPError,
@@ -494,7 +495,7 @@ def test_fit_dataset(monkeypatch):
         assert (name, data_home) == ("salts", "here")
         return table
 
-    monkeypatch.setattr(datasets, "load_table", load_table)
+    monkeypatch.setattr(matminer_tables, "load_table", load_table)
     model = regressor(transform="log10", units="GPa")
     with pytest.warns(UserWarning, match="3 of 17 rows are left out"):
         model.fit_dataset("salts", target="K_VRH", data_home="here")
@@ -813,7 +814,7 @@ def test_a_forked_child_trains_without_cuda(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_rng_state_all", lambda: [][0])  # as after a fork
     with pytest.raises(IndexError):
         regressor(accelerator="cpu").fit(SALTS, Y)
-    monkeypatch.setattr(threads, "is_forked", lambda: True)
+    monkeypatch.setattr(compute, "is_forked", lambda: True)
     assert regressor(accelerator="cpu").fit(SALTS, Y).predict(SALTS).shape == (16,)
     assert torch.cuda.is_available()
 
@@ -853,7 +854,7 @@ def test_what_accelerators_mean(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     for name in ("auto", "cpu", "gpu", "cuda"):
         networks.usable_device(name)
-    monkeypatch.setattr(threads, "is_forked", lambda: True)
+    monkeypatch.setattr(compute, "is_forked", lambda: True)
     networks.usable_device("auto")  # CUDA does not work in a forked child
     assert asked == ["cuda", "cpu", "cuda", "cuda", "cpu"]
 

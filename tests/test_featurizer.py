@@ -45,7 +45,7 @@ from crysxpp_mm.errors import (
 from crysxpp_mm.featurizers import CrysAEFeaturizer, base
 from crysxpp_mm.featurizers.base import NetworkOutputError
 from crysxpp_mm.models.crysae import CrysAE
-from crysxpp_mm.threads import one_torch_thread
+from crysxpp_mm.compute import one_torch_thread
 
 BAD = {  # by the name in conftest: the type, and what the message says
     "None": (StructureTypeError, "got None"),
@@ -455,7 +455,7 @@ def test_one_torch_thread_inside_and_the_old_number_outside(structures, monkeypa
         with pytest.raises(IndexError):
             featurizer.featurize(structures[0])
         assert torch.get_num_threads() == 2
-        monkeypatch.setattr(threads, "is_forked", lambda: True)
+        monkeypatch.setattr(compute, "is_forked", lambda: True)
         featurizer.featurize_many(structures, ignore_errors=True, pbar=False)
         assert torch.get_num_threads() == 1  # a forked child keeps its one thread
     finally:
@@ -527,7 +527,7 @@ def test_cuda_gives_the_same_rows(crysae, structures):
 def test_a_forked_child_does_not_pick_cuda(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert base._usable_device(None).type == "cuda"
-    monkeypatch.setattr(threads, "is_forked", lambda: True)
+    monkeypatch.setattr(compute, "is_forked", lambda: True)
     assert base._usable_device(None).type == "cpu"
 
 

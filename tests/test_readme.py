@@ -13,7 +13,7 @@ import pytest
 from salts import SALTS, Y
 from typer.testing import CliRunner
 
-from crysxpp_mm import datasets
+from crysxpp_mm.data import matminer_tables
 from crysxpp_mm.cli import app
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
@@ -32,7 +32,7 @@ def test_code_runs(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dask = pytest.importorskip("dask")
     frame = pytest.importorskip("dask.dataframe")
     table = pd.DataFrame({"structure": SALTS, "K_VRH": 10 * Y})
-    monkeypatch.setattr(datasets, "load_table", lambda *_args, **_names: table)
+    monkeypatch.setattr(matminer_tables, "load_table", lambda *_args, **_names: table)
     before = dask.config.get("dataframe.convert-string", None)
     with dask.config.set({"dataframe.convert-string": False}):
         rows = frame.from_pandas(table[["structure"]], npartitions=2)

@@ -26,7 +26,7 @@ from crysxpp_mm.benchmarks.runs import RunTable, settings_of
 from crysxpp_mm.errors import DataError, SettingsError
 from crysxpp_mm.estimators import CrysXPPRegressor
 from crysxpp_mm.model_zoo import load_model
-from crysxpp_mm.threads import one_torch_thread
+from crysxpp_mm.compute import one_torch_thread
 
 Values = NDArray[np.float64]
 Rows = NDArray[np.int64]

@@ -26,7 +26,7 @@ from crysxpp_mm.errors import SettingsError
 from crysxpp_mm.estimators import CrysXPPRegressor
 from crysxpp_mm.graph.arrays import CrystalGraphs
 from crysxpp_mm.graph.converter import CrystalGraphConverter
-from crysxpp_mm.threads import one_torch_thread
+from crysxpp_mm.compute import one_torch_thread
 
 TARGET_NAMES = ("log10 K_VRH", "log10 eps_electronic", "formation energy")
 """Targets of ``crysxpp_mm.benchmarks.data``, one a table."""

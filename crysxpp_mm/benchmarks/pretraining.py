@@ -34,7 +34,7 @@ from crysxpp_mm.data.store import GraphStore
 from crysxpp_mm.errors import SettingsError
 from crysxpp_mm.losses import LossWeights
 from crysxpp_mm.models.crysae import CrysAE
-from crysxpp_mm.threads import one_torch_thread
+from crysxpp_mm.compute import one_torch_thread
 from crysxpp_mm.training.config import PretrainConfig
 from crysxpp_mm.training.pretrain import pretrain
 

@@ -39,7 +39,7 @@ def find_source(
         return path, column or STRUCTURE
     if not re.fullmatch(r"\w+", source):
         raise DataError(f"{source}: there is no such file or folder.")
-    from crysxpp_mm.datasets import load_table, structure_column
+    from crysxpp_mm.data.matminer_tables import load_table, structure_column
 
     try:
         table = load_table(source, data_home=data_home)

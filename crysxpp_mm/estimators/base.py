@@ -211,7 +211,7 @@ class CrysXPPEstimator(BaseEstimator, SavedDocument):  # type: ignore[misc]
             DataError: there is no such table or column, or no row is left.
             SettingsError: an option has a value that makes no sense.
         """
-        from crysxpp_mm.datasets import load_table, structure_column
+        from crysxpp_mm.data.matminer_tables import load_table, structure_column
 
         table = load_table(name, data_home=data_home)
         wanted = [target] if isinstance(target, str) else list(target)

@@ -25,7 +25,7 @@ from crysxpp_mm.serialization import (
     reading_model,
     weights_to_dict,
 )
-from crysxpp_mm.threads import cpu_by_default
+from crysxpp_mm.compute import cpu_by_default
 from crysxpp_mm.version import __version__
 
 

@@ -27,7 +27,7 @@ from crysxpp_mm.graph.backend import Graph
 from crysxpp_mm.graph.batch import atom_batches
 from crysxpp_mm.models.crysxpp import CrysXPP, FeatureSelector
 from crysxpp_mm.serialization import read_document, write_document
-from crysxpp_mm.threads import (
+from crysxpp_mm.compute import (
     cpu_by_default,
     default_device,
     is_forked,

@@ -13,7 +13,7 @@ import pytest
 from conftest import make_copper, make_nacl
 from matminer.utils.io import store_dataframe_as_json
 
-from crysxpp_mm.datasets import load_table, structure_column
+from crysxpp_mm.data.matminer_tables import load_table, structure_column
 from crysxpp_mm.errors import DataError
 
 NAME = "elastic_tensor_2015"
