@@ -34,7 +34,7 @@ from sklearn.model_selection import cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from crysxpp_mm import threads
+from crysxpp_mm import compute
 from crysxpp_mm.errors import (
     SettingsError,
     StructureError,
