@@ -22,10 +22,11 @@ _KINDS = {
     "CrysAE": "crysxpp_mm.models.crysae",
     "CrysXPPRegressor": "crysxpp_mm.estimators",
     "CrysXPPClassifier": "crysxpp_mm.estimators",
+    "ElemNetRegressor": "crysxpp_mm.estimators",
 }
 """The classes that a model file may hold, and where they are."""
 
-PREDICTORS = ("CrysXPPRegressor", "CrysXPPClassifier")
+PREDICTORS = ("CrysXPPRegressor", "CrysXPPClassifier", "ElemNetRegressor")
 """Those that predict properties."""
 
 

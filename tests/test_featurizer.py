@@ -35,6 +35,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from crysxpp_mm import compute
+from crysxpp_mm.compute import one_torch_thread
 from crysxpp_mm.errors import (
     SettingsError,
     StructureError,
@@ -45,7 +46,6 @@ from crysxpp_mm.errors import (
 from crysxpp_mm.featurizers import CrysAEFeaturizer, base
 from crysxpp_mm.featurizers.base import NetworkOutputError
 from crysxpp_mm.models.crysae import CrysAE
-from crysxpp_mm.compute import one_torch_thread
 
 BAD = {  # by the name in conftest: the type, and what the message says
     "None": (StructureTypeError, "got None"),

@@ -61,7 +61,7 @@ from crysxpp_mm.cli import app
 from crysxpp_mm.data.store import build_store
 from crysxpp_mm.errors import DataError, SettingsError
 from crysxpp_mm.estimators import CrysXPPRegressor
-from crysxpp_mm.estimators.base import LATER_SETTINGS
+from crysxpp_mm.estimators.document import LATER_SETTINGS
 from crysxpp_mm.graph.arrays import CrystalGraphs
 from crysxpp_mm.graph.converter import CrystalGraphConverter
 from crysxpp_mm.model_zoo import load_model

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from crysxpp_mm.estimators import CrysXPPRegressor
-from crysxpp_mm.estimators.base import LATER_SETTINGS
+from crysxpp_mm.estimators.document import LATER_SETTINGS
 from crysxpp_mm.serialization import write_whole
 
 Row = dict[str, Any]

@@ -7,7 +7,7 @@ import os
 import sys
 import warnings
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -106,6 +106,32 @@ def structure_column(df: pd.DataFrame) -> str:
             f"several columns hold structures: {', '.join(map(repr, found))}; name one of them."
         )
     return str(found[0])
+
+
+def table_columns(
+    name: str,
+    target: str | Sequence[str],
+    *,
+    data_home: str | os.PathLike[str] | None = None,
+) -> tuple[pd.Series, pd.Series | pd.DataFrame]:
+    """Load the structures and one or several columns of one of matminer's data sets.
+
+    Args:
+        name: As ``load_table`` takes it.
+        target: Name of the column, or names of several.
+        data_home: As ``load_table`` takes it.
+
+    Raises:
+        DataError: as ``load_table``, or there is no such column.
+    """
+    table = load_table(name, data_home=data_home)
+    wanted = [target] if isinstance(target, str) else list(target)
+    if missing := [column for column in wanted if column not in table]:
+        raise DataError(
+            f"{name} has no column {missing[0]!r}; there are {', '.join(map(repr, table.columns))}."
+        )
+    labels = table[target] if isinstance(target, str) else table[wanted]
+    return table[structure_column(table)], labels
 
 
 def _is_structure(value: object) -> bool:

@@ -11,9 +11,10 @@ from typing import Any, cast
 
 import numpy as np
 import pandas as pd
+from sklearn.utils.validation import check_is_fitted
 
 from crysxpp_mm.errors import DataError, SettingsError
-from crysxpp_mm.estimators.base import CrysXPPEstimator
+from crysxpp_mm.estimators.base import PropertyEstimator
 from crysxpp_mm.estimators.classifier import CrysXPPClassifier
 from crysxpp_mm.estimators.regressor import CrysXPPRegressor
 from crysxpp_mm.model_zoo import MODEL_FILE, is_path
@@ -115,7 +116,7 @@ def write_predictor_release(
         DataError: ``results`` lack a row or a column, or the ids are not those of the crystals
             learned from, or a test crystal is among them.
     """
-    estimator._check_fitted()
+    check_is_fitted(estimator)
     start = estimator.pretrained
     if isinstance(start, str | os.PathLike) and is_path(start):
         raise SettingsError(
@@ -262,11 +263,11 @@ def predictor_card(
 # What is checked.
 
 
-def _metric(estimator: CrysXPPEstimator) -> str:
+def _metric(estimator: PropertyEstimator) -> str:
     return "accuracy" if isinstance(estimator, CrysXPPClassifier) else "mae"
 
 
-def _check_results(results: pd.DataFrame, estimator: CrysXPPEstimator) -> pd.DataFrame:
+def _check_results(results: pd.DataFrame, estimator: PropertyEstimator) -> pd.DataFrame:
     """The results with a column of targets.
 
     Raises:
@@ -288,7 +289,7 @@ def _check_results(results: pd.DataFrame, estimator: CrysXPPEstimator) -> pd.Dat
 
 
 def _check_ids(
-    train_ids: Sequence[str], test_ids: Sequence[str], estimator: CrysXPPEstimator
+    train_ids: Sequence[str], test_ids: Sequence[str], estimator: PropertyEstimator
 ) -> None:
     """Refuse ids that cannot be those of the crystals.
 
@@ -313,7 +314,7 @@ def _hash_of(ids: Iterable[str]) -> str:
 # What is written.
 
 
-def _settings(estimator: CrysXPPEstimator) -> dict[str, Any]:
+def _settings(estimator: PropertyEstimator) -> dict[str, Any]:
     """The arguments of the estimator; a CrysAE that was given as an object is left out."""
     settings: dict[str, Any] = dict(estimator.as_dict()["settings"])
     if isinstance(settings["pretrained"], Mapping):
@@ -321,7 +322,7 @@ def _settings(estimator: CrysXPPEstimator) -> dict[str, Any]:
     return settings
 
 
-def _changed(estimator: CrysXPPEstimator) -> str:
+def _changed(estimator: PropertyEstimator) -> str:
     """Settings that are not the defaults, in a line."""
     defaults = _settings(type(estimator)())
     mine = {k: v for k, v in _settings(estimator).items() if k != "pbar" and v != defaults[k]}
@@ -335,7 +336,7 @@ def _predicts(estimator: CrysXPPRegressor | CrysXPPClassifier) -> list[str]:
     return [
         target + (f", {unit}" if unit else "") + (f" (learned as {kind})" if kind else "")
         for target, unit, kind in zip(
-            estimator.target_names_, estimator.units_, estimator._transforms, strict=True
+            estimator.target_names_, estimator.units_, estimator.transforms_, strict=True
         )
     ]
 

@@ -34,8 +34,9 @@ from sklearn.utils import Tags, TransformerTags
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from crysxpp_mm.compute import default_device, one_torch_thread
 from crysxpp_mm.errors import (
-    CrysXPPError,
+    NetworkOutputError,
     SettingsError,
     StructureTypeError,
 )
@@ -44,7 +45,6 @@ from crysxpp_mm.graph.backend import Graph
 from crysxpp_mm.graph.batch import atom_batches
 from crysxpp_mm.graph.converter import CrystalGraphConverter, _read
 from crysxpp_mm.model_zoo import load_model
-from crysxpp_mm.compute import default_device, one_torch_thread
 
 logger = logging.getLogger(__name__)
 
@@ -53,10 +53,6 @@ HINT = (
     "running the batch featurize() operation (e.g., featurize_many(), featurize_dataframe(), etc.)."
 )
 """What matminer adds to the error of a row."""
-
-
-class NetworkOutputError(CrysXPPError, ValueError):
-    """The network gave numbers that are not finite for a structure."""
 
 
 class _Batch(NamedTuple):
