@@ -18,6 +18,8 @@ from unittest import mock
 
 import torch
 
+from crysxpp_mm.errors import SettingsError
+
 _IMPORTED_IN = os.getpid()
 
 
@@ -29,6 +31,25 @@ def is_forked() -> bool:
 def default_device() -> str:
     """Where networks run if nobody says: CUDA if it is available now; the CPU in a forked child."""
     return "cuda" if torch.cuda.is_available() and not is_forked() else "cpu"
+
+
+def usable_device(device: str | None) -> torch.device:
+    """The device of that name, or :func:`default_device` if it is None.
+
+    Raises:
+        SettingsError: the device is unknown, absent, or CUDA in a forked child.
+
+    Example:
+        >>> usable_device("cpu")
+        device(type='cpu')
+    """
+    if device is None:
+        return torch.device(default_device())
+    try:
+        return torch.empty(0, device=device).device
+    except (AssertionError, RuntimeError, TypeError) as error:
+        reason = str(error).split("\n", maxsplit=1)[0]
+        raise SettingsError(f"device {device!r} cannot be used here: {reason}") from error
 
 
 class _Threads:

@@ -34,18 +34,19 @@ from sklearn.model_selection import cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from crysxpp_mm import compute
+from crysxpp_mm import compute, parallel
+from crysxpp_mm.compute import one_torch_thread
 from crysxpp_mm.errors import (
+    DataError,
+    NetworkOutputError,
     SettingsError,
     StructureError,
     StructureTypeError,
     UnknownElementError,
     UnknownModelError,
 )
-from crysxpp_mm.featurizers import CrysAEFeaturizer, base
-from crysxpp_mm.featurizers.base import NetworkOutputError
+from crysxpp_mm.featurizers import CrysAEFeaturizer, stream
 from crysxpp_mm.models.crysae import CrysAE
-from crysxpp_mm.compute import one_torch_thread
 
 BAD = {  # by the name in conftest: the type, and what the message says
     "None": (StructureTypeError, "got None"),
@@ -424,16 +425,16 @@ def test_the_work_of_a_failing_worker_is_done_here(crysae, structures, monkeypat
 
         return build
 
-    monkeypatch.setattr(base, "_builder", broken)
+    monkeypatch.setattr(stream, "_builder", broken)
     featurizer = CrysAEFeaturizer(crysae, batch_atoms=8, num_workers=1)
     with caplog.at_level(logging.WARNING):
         assert_rows(featurizer.featurize_many(structures, pbar=False), expected)
-    assert "a worker failed (RuntimeError: out of memory)" in caplog.text
+    assert "not be built together (RuntimeError: out of memory); they are built one" in caplog.text
 
 
 def test_no_pool_within_a_pool(crysae, structures, monkeypatch):
     monkeypatch.setattr(multiprocessing, "current_process", lambda: SimpleNamespace(daemon=True))
-    monkeypatch.setattr(base, "ProcessPoolExecutor", None)
+    monkeypatch.setattr(parallel, "ProcessPoolExecutor", None)
     featurizer = CrysAEFeaturizer(crysae, batch_atoms=8, num_workers=2)
     assert len(featurizer.featurize_many(structures, pbar=False)) == len(structures)
 
@@ -526,9 +527,9 @@ def test_cuda_gives_the_same_rows(crysae, structures):
 
 def test_a_forked_child_does_not_pick_cuda(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert base._usable_device(None).type == "cuda"
+    assert compute.usable_device(None).type == "cuda"
     monkeypatch.setattr(compute, "is_forked", lambda: True)
-    assert base._usable_device(None).type == "cpu"
+    assert compute.usable_device(None).type == "cpu"
 
 
 def test_the_element_channel_reaches_the_network(nacl):
@@ -625,7 +626,7 @@ def test_a_frame_keeps_its_rows(featurizer, frame):
         warnings.simplefilter("error")
         assert featurizer.featurize_dataframe(frame, "structure", inplace=True, pbar=False) is None
     assert_rows(frame[labels], expected)
-    with pytest.raises(ValueError, match=r'"CrysAE L0 mean 0" exists in input dataframe'):
+    with pytest.raises(DataError, match=r'"CrysAE L0 mean 0" exists in input dataframe'):
         featurizer.featurize_dataframe(frame, "structure", pbar=False)
 
 
@@ -649,12 +650,18 @@ def test_multiindex_leaves_the_frame_of_the_caller_alone(featurizer, frame):
     assert list(frame.columns) == ["key", "structure"]
     assert list(table.columns)[:2] == [("Input Data", "key"), ("Input Data", "structure")]
     assert list(table.columns)[2] == ("CrysAEFeaturizer", "CrysAE L0 mean 0")
+    with pytest.raises(SettingsError, match="several levels; set multiindex=True"):
+        featurizer.featurize_dataframe(table, ("Input Data", "structure"), pbar=False)
 
 
 def test_an_empty_frame_gets_columns_of_floats(featurizer, frame):
-    table = featurizer.featurize_dataframe(frame[:0], "structure", pbar=False)
-    assert list(table.columns)[2:] == featurizer.feature_labels()
-    assert (table.dtypes.iloc[2:] == np.float64).all()
+    for errors in (False, True):
+        table = featurizer.featurize_dataframe(
+            frame[:0], "structure", ignore_errors=errors, return_errors=errors, pbar=False
+        )
+        labels = featurizer.feature_labels()
+        assert list(table.columns)[2:] == labels + ["CrysAEFeaturizer Exceptions"] * errors
+        assert (table[labels].dtypes == np.float64).all()
 
 
 def test_a_column_of_text_is_refused_by_name(featurizer, frame):

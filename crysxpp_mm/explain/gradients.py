@@ -19,7 +19,7 @@ from crysxpp_mm.elements import PROPERTIES
 from crysxpp_mm.graph.arrays import CrystalGraphs
 from crysxpp_mm.graph.batch import ATOM_FEATURES, DISTANCE, ELEMENT_FRACTIONS, WEIGHT
 from crysxpp_mm.models.crysxpp import CrysXPP
-from crysxpp_mm.training.config import whole_number
+from crysxpp_mm.settings import whole_number
 
 ELEMENT = "element"
 """Name of the part of the element channel among the properties."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
-from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,28 +13,8 @@ from monty.serialization import loadfn
 
 from crysxpp_mm.errors import SettingsError
 from crysxpp_mm.losses import LossWeights
-
-
-def whole_number(name: str, value: object, *, at_least: int) -> int:
-    """The value of a setting as a plain whole number.
-
-    Raises:
-        SettingsError: it is none, or less than ``at_least``.
-    """
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < at_least:
-        raise SettingsError(f"{name} must be a whole number of at least {at_least}, got {value!r}.")
-    return int(value)
-
-
-def number(name: str, value: object) -> float:
-    """The value of a setting as a plain number.
-
-    Raises:
-        SettingsError: it is none.
-    """
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise SettingsError(f"{name} must be a number, got {value!r}.")
-    return float(value)
+from crysxpp_mm.settings import number as number
+from crysxpp_mm.settings import whole_number as whole_number
 
 
 def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
