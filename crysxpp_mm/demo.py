@@ -138,7 +138,7 @@ def run_demo(
         UnknownModelError: There is no such model.
     """
     from crysxpp_mm import CrysAEFeaturizer
-    from crysxpp_mm.plotting import draw_map, map_to_plane
+    from crysxpp_mm.plots import draw_map, map_to_plane
 
     folder = Path(out)
     if folder.exists() and not folder.is_dir():

@@ -13,8 +13,9 @@ from crysxpp_mm.benchmarks.properties import LabelledCrystals, find_property, lo
 from crysxpp_mm.benchmarks.report import RESULTS, markdown_table, versions, write_report
 from crysxpp_mm.benchmarks.small_data import FRACTION, PRETRAINED, estimator_of, make_run
 from crysxpp_mm.errors import SettingsError
-from crysxpp_mm.explain import SparsityPath, plot_explanation, plot_sparsity_path, sparsity_path
+from crysxpp_mm.explain import SparsityPath, sparsity_path
 from crysxpp_mm.model_zoo import load_model
+from crysxpp_mm.plots import plot_explanation, plot_sparsity_path
 from crysxpp_mm.compute import one_torch_thread
 
 FIGURES: Mapping[str, Mapping[str, str]] = {

@@ -8,8 +8,8 @@ from typing import Any
 import lightning
 import pandas as pd
 from lightning.pytorch.callbacks import Callback
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+
+from crysxpp_mm.plots import plot_curves
 
 CURVES = "curves.csv"
 PICTURE = "curves.png"
@@ -41,17 +41,3 @@ class CurveRecorder(Callback):
         table = pd.DataFrame(self.rows)
         table.to_csv(self.out / CURVES, index=False)
         plot_curves(table).savefig(self.out / PICTURE, dpi=120)
-
-
-def plot_curves(table: pd.DataFrame) -> Figure:
-    """One panel a loss term, training and validation."""
-    terms = [name[6:] for name in table.columns if name.startswith("train_")]
-    figure = Figure(figsize=(3.2 * len(terms), 3.0), layout="constrained")
-    FigureCanvasAgg(figure)
-    for axes, term in zip(figure.subplots(1, len(terms), squeeze=False)[0], terms, strict=True):
-        for prefix, label in (("train", "training"), ("val", "validation")):
-            if f"{prefix}_{term}" in table:
-                axes.plot(table["epoch"] + 1, table[f"{prefix}_{term}"], label=label)
-        axes.set(xlabel="epoch", title=term.replace("_", " "), yscale="log")
-        axes.legend(frameon=False)
-    return figure
