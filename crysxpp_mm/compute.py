@@ -1,4 +1,4 @@
-"""Which device networks run on, and how many threads torch may use there.
+"""The device of networks, and the threads that torch may use there.
 
 It may use one thread while a network computes a column or learns from labels. The networks are
 small: two torch threads gain nothing on an idle machine, and on a busy one they wait for each
@@ -24,12 +24,12 @@ _IMPORTED_IN = os.getpid()
 
 
 def is_forked() -> bool:
-    """Whether this process is the forked child of one in which the package was in use."""
+    """Tell if this process is the forked child of one in which the package was in use."""
     return os.getpid() != _IMPORTED_IN
 
 
 def default_device() -> str:
-    """Where networks run if nobody says: CUDA if it is available now; the CPU in a forked child."""
+    """The device if nobody names one: CUDA if it is available now; the CPU in a forked child."""
     return "cuda" if torch.cuda.is_available() and not is_forked() else "cpu"
 
 
@@ -53,7 +53,7 @@ def usable_device(device: str | None) -> torch.device:
 
 
 class _Threads:
-    """How many calls in this process want one torch thread, and what to go back to."""
+    """Number of calls in this process that want one torch thread, and the number to go back to."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -62,6 +62,7 @@ class _Threads:
 
 
 _threads: dict[int, _Threads] = {}
+_here = threading.local()
 
 
 @contextmanager
@@ -87,7 +88,7 @@ def no_cuda_in_fork() -> Iterator[None]:
 
 @contextmanager
 def one_torch_thread() -> Iterator[None]:
-    """One torch thread inside, what was set before outside.
+    """One torch thread inside, what was set before outside; calls may be nested.
 
     A forked child keeps its one thread: the pool of threads that its parent had did not come
     along, and using it would hang.
@@ -96,15 +97,20 @@ def one_torch_thread() -> Iterator[None]:
         torch.set_num_threads(1)
         yield
         return
+    if getattr(_here, "inside", False):
+        yield
+        return
     threads = _threads.setdefault(os.getpid(), _Threads())
     with threads.lock:
         if threads.calls == 0:
             threads.before = torch.get_num_threads()
         threads.calls += 1
         torch.set_num_threads(1)
+    _here.inside = True
     try:
         yield
     finally:
+        _here.inside = False
         with threads.lock:
             threads.calls -= 1
             torch.set_num_threads(threads.before)

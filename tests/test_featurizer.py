@@ -45,7 +45,7 @@ from crysxpp_mm.errors import (
     UnknownElementError,
     UnknownModelError,
 )
-from crysxpp_mm.featurizers import CrysAEFeaturizer, stream
+from crysxpp_mm.featurizers import CrysAEFeaturizer, base, stream
 from crysxpp_mm.models.crysae import CrysAE
 
 BAD = {  # by the name in conftest: the type, and what the message says
@@ -380,6 +380,11 @@ def test_a_failing_network_is_the_error_of_one_row(structures, caplog):
     assert "FloatingPointError: no bonds" in rows[6][-1]
     with pytest.raises(FloatingPointError, match="structure 6: no bonds"):
         featurizer.featurize_many(structures, pbar=False)
+
+
+def test_the_old_home_of_an_error_says_so():
+    with pytest.warns(DeprecationWarning, match="NetworkOutputError has moved.*crysxpp_mm.errors"):
+        assert base.NetworkOutputError is NetworkOutputError
 
 
 def test_numbers_that_are_not_finite_are_an_error(crysae, nacl):

@@ -11,6 +11,7 @@ import torch
 from salts import CLASSES, SALTS, TINY, Y, classifier, regressor
 from torch.nn.modules.module import register_module_forward_pre_hook
 
+from crysxpp_mm.compute import one_torch_thread
 from crysxpp_mm.estimators import CrysXPPClassifier, CrysXPPRegressor
 from crysxpp_mm.explain import weights
 from crysxpp_mm.featurizers import CrysAEFeaturizer, CrysXPPFeaturizer
@@ -100,6 +101,14 @@ def test_classifiers(fitted_classifier, seen):
     fitted_classifier.score(SALTS, CLASSES)
     fitted_classifier.contributions(SALTS[0], target=CLASSES[0], n_points=2)
     assert set(seen) == {1}
+
+
+def test_an_inner_call_leaves_one_thread_to_the_outer(seen):
+    with one_torch_thread():
+        with one_torch_thread():
+            pass
+        assert torch.get_num_threads() == 1
+    assert torch.get_num_threads() == 2
 
 
 def test_explaining_runs_no_network_but_reads_its_weights(fitted, seen, monkeypatch):

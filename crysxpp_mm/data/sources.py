@@ -9,7 +9,7 @@ import os
 import warnings
 import zipfile
 import zlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, NamedTuple, TypeAlias
 
@@ -200,7 +200,9 @@ class Parsed(NamedTuple):
     errors: dict[int, str]  # why the others could not, by position in ``names``
 
 
-def parse_blocks(payloads: Iterable[Payload], *, num_workers: int = 0) -> Iterator[Parsed]:
+def parse_blocks(
+    payloads: Iterable[Payload], *, num_workers: int = 0
+) -> Generator[Parsed, None, None]:
     """Parse structures, ``BLOCK`` at a time.
 
     Args:

@@ -9,6 +9,7 @@ import struct
 import tempfile
 import zipfile
 import zlib
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -194,9 +195,13 @@ def build_store(
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
         writer = _Writer(Path(scratch))
         errors: dict[str, str] = {}
-        with tqdm(total=len(entries), desc="graphs", unit="crystal", disable=not pbar) as bar:
-            convert = partial(_convert, converter=rule)
-            for block in run_blocks(convert, cut(entries, BLOCK), num_workers=num_workers):
+        convert = partial(_convert, converter=rule)
+        blocks = run_blocks(convert, cut(entries, BLOCK), num_workers=num_workers)
+        with (
+            closing(blocks),
+            tqdm(total=len(entries), desc="graphs", unit="crystal", disable=not pbar) as bar,
+        ):
+            for block in blocks:
                 for name, error in block.errors.items():
                     if not ignore_errors:
                         raise DataError(

@@ -62,7 +62,7 @@ class Contributions:
 
     @property
     def gap(self) -> float:
-        """How far the contributions miss ``prediction - baseline``; more points make it smaller."""
+        """Contributions less ``prediction - baseline``; more points of the quadrature shrink it."""
         return float(self.table.to_numpy().sum() - (self.prediction - self.baseline))
 
     def _repr_html_(self) -> str:
@@ -124,7 +124,7 @@ def contributions(
 
     Raises:
         SettingsError: ``n_points`` is no whole number of at least 1.
-        StructureTypeError, UnknownElementError, StructureError: it is no crystal.
+        StructureTypeError, UnknownElementError, StructureError: not a crystal.
     """
     points = POINTS if n_points is None else (whole_number("n_points", n_points, at_least=1),)
     graphs = members[0].converter.convert(structure)

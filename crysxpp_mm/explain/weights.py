@@ -61,7 +61,7 @@ def explain(members: Sequence[CrysXPP], structure: Any) -> pd.DataFrame:
 
     Raises:
         NoSelectorError: the model has no selector.
-        StructureTypeError, UnknownElementError, StructureError: it is no crystal.
+        StructureTypeError, UnknownElementError, StructureError: not a crystal.
     """
     weights = selector_weights(members)
     graphs = members[0].converter.convert(structure)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import traceback
 import warnings
 from abc import abstractmethod
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from typing import Any, Literal, NoReturn, cast, overload
 
@@ -51,7 +51,7 @@ class BatchedFeaturizer(BaseFeaturizer):  # type: ignore[misc]
 
     A subclass stores ``model``, ``batch_atoms``, ``device`` and ``num_workers`` in its
     constructor and implements ``feature_labels``, ``citations``, ``implementors``,
-    ``_check_settings``, ``_check_model`` and ``_columns``. One that has several models overrides
+    ``_check_model`` and ``_columns``. One that has several models overrides
     ``_network``, ``_rules`` and ``_input`` as well.
 
     What differs from matminer's base class, and nothing else does:
@@ -86,9 +86,8 @@ class BatchedFeaturizer(BaseFeaturizer):  # type: ignore[misc]
     def feature_labels(self) -> list[str]:
         """Names of the columns; a fresh list, to which matminer appends."""
 
-    @abstractmethod
     def _check_settings(self) -> None:
-        """Refuse settings that make no sense, naming the option; call this method's parent.
+        """Refuse settings that make no sense, naming the option; a subclass may add its own.
 
         Raises:
             SettingsError: ``batch_atoms`` or ``num_workers`` is not a whole number in its range.
@@ -114,7 +113,7 @@ class BatchedFeaturizer(BaseFeaturizer):  # type: ignore[misc]
         return [model.converter]
 
     def _input(self, model: Any, graphs: Sequence[CrystalGraphs]) -> Any:
-        """What ``_columns`` reads, of the crystals of a batch by each of the rules."""
+        """Make what ``_columns`` reads from the graphs of a batch, by each of the rules."""
         graph: Graph = model.make_graph(graphs[0])
         return graph
 
@@ -181,7 +180,7 @@ class BatchedFeaturizer(BaseFeaturizer):  # type: ignore[misc]
         (batch,) = self._stream(structures, self._rows, refused)
         if not ignore_errors:
             for error in batch.errors.values():
-                _raise_again(error, "", HINT)
+                raise_again(error, "", HINT)
         row: list[Any] = self._matrix(batch)[0].tolist()
         return row + _texts(batch) if return_errors else row
 
@@ -372,7 +371,7 @@ class BatchedFeaturizer(BaseFeaturizer):  # type: ignore[misc]
             for batch in rows:
                 if batch.errors and not ignore_errors:
                     first = min(batch.errors)
-                    _raise_again(batch.errors[first], f"structure {first}: ", HINT)
+                    raise_again(batch.errors[first], f"structure {first}: ", HINT)
                 total[batch.start : batch.start + batch.size] = self._matrix(batch)
                 texts.extend(_texts(batch))
                 for _ in range(batch.size):
@@ -396,28 +395,6 @@ class BatchedFeaturizer(BaseFeaturizer):  # type: ignore[misc]
         for error in batch.errors.values():
             raise error
         return batch.values[0]
-
-    def _embed_each(self, structures: Iterable[object], compute: Compute) -> list[NDArray[Any]]:
-        """Apply ``compute`` to each structure.
-
-        Raises:
-            StructureTypeError: one structure was given in place of several.
-            Exception: the error of the first structure that fails; the message begins with its
-                position.
-        """
-        if isinstance(structures, IStructure | Mapping):
-            raise StructureTypeError(
-                f"expected several structures, got one {type(structures).__name__}; "
-                "put it into a list."
-            )
-        arrays: list[NDArray[Any]] = []
-        with closing(self._stream(list(structures), compute, {})) as rows:
-            for batch in rows:
-                if batch.errors:
-                    first = min(batch.errors)
-                    _raise_again(batch.errors[first], f"structure {first}: ")
-                arrays.extend(batch.values[position] for position in sorted(batch.values))
-        return arrays
 
     def _stream(
         self, structures: Sequence[object], compute: Compute, refused: Mapping[int, Exception]
@@ -493,7 +470,7 @@ def _describe(arguments: Any) -> str:
 
 
 def _texts(batch: Batch) -> list[float | str]:
-    """The text of the error of each row of a batch, NaN where there is none."""
+    """The text of the error of each row of a batch, NaN where the row has none."""
     texts: list[float | str] = [float("nan")] * batch.size
     for position, error in batch.errors.items():
         texts[position - batch.start] = "".join(traceback.format_exception(error))
@@ -529,7 +506,7 @@ def _refuse_text(df: pd.DataFrame, column: Any) -> None:
     )
 
 
-def _raise_again(error: Exception, before: str, after: str = "") -> NoReturn:
+def raise_again(error: Exception, before: str, after: str = "") -> NoReturn:
     """Raise the error of its own type, with more text."""
     again, _ = attempt_each(type(error), [f"{before}{error}{after}"])
     if not again:  # a class that is not built from one text

@@ -93,7 +93,7 @@ def have_graphs(
 
 
 def _site_counts(structures: Sequence[object]) -> NDArray[np.int64]:
-    """Number of sites of each input, 1 for what is no structure, shape ``(n_structures,)``."""
+    """Number of sites of each input, 1 for anything but a structure, shape ``(n_structures,)``."""
     return np.array([_n_sites(structure) for structure in structures], dtype=np.int64)
 
 
@@ -167,20 +167,25 @@ def _rows(
     built: Sequence[Built], n_structures: int, network: Network
 ) -> tuple[dict[int, NDArray[Any]], dict[int, Exception]]:
     """Compute the rows of the structures that have a graph by every rule."""
-    errors: dict[int, Exception] = {}
-    for _, failed in reversed(built):
-        errors.update(failed)
+    errors = {index: error for _, failed in reversed(built) for index, error in failed.items()}
     common = [index for index in range(n_structures) if index not in errors]
-    parts = []
-    for graphs, failed in built:
-        kept = [index for index in range(n_structures) if index not in failed]
-        places = [place for place, index in enumerate(kept) if index not in errors]
-        parts.append(graphs if len(places) == len(kept) else graphs.select(places))
+    parts = [_select(graphs, failed, common) for graphs, failed in built]
     values, failures = _evaluate(parts, network)
     return (
         {common[index]: value for index, value in values.items()},
         errors | {common[index]: error for index, error in failures.items()},
     )
+
+
+def _select(
+    graphs: CrystalGraphs, failed: Mapping[int, Exception], common: Sequence[int]
+) -> CrystalGraphs:
+    """The graphs of the structures ``common``; some further ones may have a graph by this rule."""
+    if len(common) == len(graphs):
+        return graphs
+    kept = [index for index in range(len(graphs) + len(failed)) if index not in failed]
+    places = {index: place for place, index in enumerate(kept)}
+    return graphs.select([places[index] for index in common])
 
 
 def _evaluate(
@@ -191,33 +196,31 @@ def _evaluate(
     if not n_graphs:
         return {}, {}
     outputs, errors = attempt_each(lambda parts: _run(network, parts), [graphs])
-    if errors and n_graphs > 1:
-        logger.warning(
-            "the network failed on a batch of %d structures (%s: %s); they are computed one by "
-            "one.",
-            n_graphs,
-            type(errors[0]).__name__,
-            errors[0],
-        )
-        singles = [
-            _evaluate([part.select([index]) for part in graphs], network)
-            for index in range(n_graphs)
-        ]
-        return (
-            {index: row for index, (rows, _) in enumerate(singles) for row in rows.values()},
-            {
-                index: fault
-                for index, (_, faults) in enumerate(singles)
-                for fault in faults.values()
-            },
-        )
-    values = dict(enumerate(outputs.get(0, [])))
-    for index in [index for index, row in values.items() if not np.isfinite(row).all()]:
-        del values[index]
-        errors[index] = NetworkOutputError(
+    if not errors:
+        return attempt_each(_require_finite, outputs[0])
+    if n_graphs == 1:
+        return {}, errors
+    logger.warning(
+        "the network failed on a batch of %d structures (%s: %s); they are computed one by one.",
+        n_graphs,
+        type(errors[0]).__name__,
+        errors[0],
+    )
+    alone = [[part.select([index]) for part in graphs] for index in range(n_graphs)]
+    return attempt_each(lambda parts: _require_finite(_run(network, parts)[0]), alone)
+
+
+def _require_finite(row: NDArray[Any]) -> NDArray[Any]:
+    """The row itself.
+
+    Raises:
+        NetworkOutputError: a number in it is not finite.
+    """
+    if not np.isfinite(row).all():
+        raise NetworkOutputError(
             "the network gave numbers that are not finite; check the weights of the model."
         )
-    return values, errors
+    return row
 
 
 def _run(network: Network, graphs: Sequence[CrystalGraphs]) -> Sequence[NDArray[Any]]:
