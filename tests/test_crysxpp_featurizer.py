@@ -30,7 +30,7 @@ from crysxpp_mm.errors import (
     UnknownElementError,
     UnknownModelError,
 )
-from crysxpp_mm.graph.converter import Crystal, CrystalGraphConverter, read_crystal
+from crysxpp_mm.graph.converter import CrystalGraphConverter, read_crystal
 from crysxpp_mm.model_zoo import MODEL_FILE, list_models, shipped_predictors
 from crysxpp_mm.models.crysae import CrysAE
 
@@ -264,13 +264,13 @@ def test_rules_are_shared_and_told_apart(fitted, structures, bad_inputs, monkeyp
         **FAST,
     ).fit(structures, np.arange(8.0))
     converted: list[tuple[float, int]] = []
-    plain = CrystalGraphConverter.assemble
+    build = CrystalGraphConverter.build
 
-    def counting(self: CrystalGraphConverter, crystals: Any, pairs: Any) -> Any:
+    def counting(self: CrystalGraphConverter, crystals: Any) -> Any:
         converted.append((self.cutoff, len(crystals)))
-        return plain(self, crystals, pairs)
+        return build(self, crystals)
 
-    monkeypatch.setattr(CrystalGraphConverter, "assemble", counting)
+    monkeypatch.setattr(CrystalGraphConverter, "build", counting)
     both = CrysXPPFeaturizer([fitted["energy"], near, fitted["metal"]], batch_atoms=100)
     rows = both.featurize_many(structures, pbar=False)
     assert sorted(converted) == [(4.0, 8), (8.0, 8)]
@@ -289,14 +289,16 @@ def test_rules_are_shared_and_told_apart(fitted, structures, bad_inputs, monkeyp
 
     odd = structures[3]
     refused = read_crystal(odd)
-    search = CrystalGraphConverter.neighbors
 
-    def picky(self: CrystalGraphConverter, crystal: Crystal) -> Any:  # one rule alone refuses
-        if self.cutoff != 8.0 and np.array_equal(crystal.positions, refused.positions):
-            raise UnknownElementError("odd")
-        return search(self, crystal)
+    def picky(self: CrystalGraphConverter, crystals: Any) -> Any:  # one rule alone refuses
+        odd_one = [np.array_equal(crystal.positions, refused.positions) for crystal in crystals]
+        if self.cutoff == 8.0 or not any(odd_one):
+            return build(self, crystals)
+        place = odd_one.index(True)
+        rest = [crystal for row, crystal in enumerate(crystals) if row != place]
+        return build(self, rest)[0], {place: UnknownElementError("odd")}
 
-    monkeypatch.setattr(CrystalGraphConverter, "neighbors", picky)
+    monkeypatch.setattr(CrystalGraphConverter, "build", picky)
     rows = both.featurize_many(structures, ignore_errors=True, return_errors=True, pbar=False)
     expected[3] = np.nan
     assert_close([row[:-1] for row in rows], expected)

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -45,7 +46,8 @@ from crysxpp_mm.errors import (
     UnknownElementError,
     UnknownModelError,
 )
-from crysxpp_mm.featurizers import CrysAEFeaturizer, base, stream
+from crysxpp_mm.featurizers import CrysAEFeaturizer, base
+from crysxpp_mm.graph.converter import CrystalGraphConverter, read_crystal
 from crysxpp_mm.models.crysae import CrysAE
 
 BAD = {  # by the name in conftest: the type, and what the message says
@@ -424,17 +426,42 @@ def test_workers_give_the_same_rows(crysae, structures, bad_inputs):
 def test_the_work_of_a_failing_worker_is_done_here(crysae, structures, monkeypatch, caplog):
     expected = CrysAEFeaturizer(crysae, batch_atoms=8).featurize_many(structures, pbar=False)
 
-    def broken(converter: Any) -> Any:
-        def build(crystals: Any) -> Any:
-            raise RuntimeError("out of memory")
+    class Broken:
+        def __init__(self, num_workers: int) -> None: ...
 
-        return build
+        def submit(self, work: Any, block: Any) -> Any:
+            future: Future[Any] = Future()
+            future.set_exception(RuntimeError("out of memory"))
+            return future
 
-    monkeypatch.setattr(stream, "_builder", broken)
+        def shutdown(self, **options: bool) -> None: ...
+
+    monkeypatch.setattr(parallel, "ProcessPoolExecutor", Broken)
     featurizer = CrysAEFeaturizer(crysae, batch_atoms=8, num_workers=1)
     with caplog.at_level(logging.WARNING):
         assert_rows(featurizer.featurize_many(structures, pbar=False), expected)
     assert "not be built together (RuntimeError: out of memory); they are built one" in caplog.text
+
+
+def test_an_error_of_graphs_that_nobody_foresees_is_its_row_s(
+    featurizer, structures, monkeypatch, caplog
+):
+    odd = read_crystal(structures[2])
+    build = CrystalGraphConverter.build
+
+    def failing_at(self: CrystalGraphConverter, crystals: Any) -> Any:
+        if any(np.array_equal(crystal.positions, odd.positions) for crystal in crystals):
+            raise ZeroDivisionError("by nothing")
+        return build(self, crystals)
+
+    expected = featurizer.featurize_many(structures, pbar=False)
+    monkeypatch.setattr(CrystalGraphConverter, "build", failing_at)
+    rows = featurizer.featurize_many(structures, ignore_errors=True, pbar=False)
+    assert np.isnan(rows[2]).all()
+    assert_rows(np.delete(rows, 2, axis=0), np.delete(expected, 2, axis=0))
+    assert not featurizer.precheck(structures[2])
+    with pytest.raises(ZeroDivisionError, match="structure 2: by nothing"):
+        featurizer.featurize_many(structures, pbar=False)
 
 
 def test_no_pool_within_a_pool(crysae, structures, monkeypatch):

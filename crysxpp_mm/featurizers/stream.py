@@ -115,12 +115,13 @@ def _built(
 ) -> Generator[Built, None, None]:
     """Build the graphs of each batch of positions.
 
-    Workers get arrays: to pickle structures takes as long as to convert them.
+    Workers get arrays: to pickle structures takes as long as to convert them. They need not
+    import torch, which takes seconds.
     """
     parts = ([structures[position] for position in positions] for positions in wanted)
     read, sent = tee(attempt_each(read_crystal, part) for part in parts)  # type: ignore[arg-type]
     graphs = run_blocks(
-        _builder(rule),
+        rule.build,
         (list(crystals.values()) for crystals, _ in sent),
         num_workers=num_workers if len(wanted) > 1 else 0,
         repair=lambda crystals, error: _build_one_by_one(rule, crystals, error),
@@ -129,19 +130,6 @@ def _built(
         for (crystals, unread), (block, failed) in zip(read, graphs, strict=True):
             positions = list(crystals)
             yield block, unread | {positions[index]: error for index, error in failed.items()}
-
-
-def _builder(rule: CrystalGraphConverter) -> Callable[[list[Crystal]], Built]:
-    """Make the function that a worker runs.
-
-    It is nested so that it is pickled by value: a worker need not import torch.
-    """
-
-    def build(crystals: list[Crystal]) -> Built:
-        pairs, errors = attempt_each(rule.neighbors, crystals)
-        return rule.assemble([crystals[index] for index in pairs], list(pairs.values())), errors
-
-    return build
 
 
 def _build_one_by_one(
@@ -154,10 +142,11 @@ def _build_one_by_one(
         type(error).__name__,
         error,
     )
-    graphs, errors = attempt_each(
-        lambda crystal: rule.assemble([crystal], [rule.neighbors(crystal)]), crystals
-    )
-    return CrystalGraphs.concatenate([CrystalGraphs.empty(), *graphs.values()]), errors
+    parts, errors = attempt_each(lambda crystal: rule.build([crystal]), crystals)
+    errors |= {position: failed[0] for position, (_, failed) in parts.items() if failed}
+    return CrystalGraphs.concatenate(
+        [CrystalGraphs.empty(), *(graphs for graphs, _ in parts.values())]
+    ), errors
 
 
 # Rows.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -95,7 +95,7 @@ class CrystalGraphConverter(MSONable):
                 sites in one place.
         """
         crystal = read_crystal(structure)
-        return self.assemble([crystal], [self.neighbors(crystal)])
+        return self._assemble([crystal], [self._neighbors(crystal)])
 
     def convert_many(self, structures: Iterable[IStructure | Mapping[str, Any]]) -> CrystalGraphs:
         """The graphs of many structures, in their order.
@@ -123,11 +123,11 @@ class CrystalGraphConverter(MSONable):
         for position, structure in enumerate(structures):
             try:
                 crystal = read_crystal(structure)
-                pairs.append(self.neighbors(crystal))
+                pairs.append(self._neighbors(crystal))
                 crystals.append(crystal)
             except (StructureError, StructureTypeError) as error:
                 errors[position] = error
-        return self.assemble(crystals, pairs), errors
+        return self._assemble(crystals, pairs), errors
 
     def to_dgl(
         self,
@@ -152,12 +152,25 @@ class CrystalGraphConverter(MSONable):
         graphs = self.convert(structures) if single else self.convert_many(structures)  # type: ignore[arg-type]
         return make_batch(graphs, device=device, backend="dgl")
 
-    def neighbors(self, crystal: Crystal) -> NeighborPairs:
-        """Find the neighbours of every site, and more than the rule keeps.
+    def build(self, crystals: Sequence[Crystal]) -> tuple[CrystalGraphs, dict[int, Exception]]:
+        """The graphs of those crystals that have one, and why the others have none.
 
-        Raises:
-            StructureError: two sites are in one place.
+        Args:
+            crystals: What :func:`read_crystal` takes out of structures.
+
+        Returns:
+            The graphs, in order, and the error of each remaining crystal by its position.
         """
+        pairs: dict[int, NeighborPairs] = {}
+        errors: dict[int, Exception] = {}
+        for position, crystal in enumerate(crystals):
+            try:
+                pairs[position] = self._neighbors(crystal)
+            except StructureError as error:
+                errors[position] = error
+        return self._assemble([crystals[row] for row in pairs], list(pairs.values())), errors
+
+    def _neighbors(self, crystal: Crystal) -> NeighborPairs:
         pairs = nearest_neighbors(
             crystal.lattice,
             crystal.positions,
@@ -175,7 +188,7 @@ class CrystalGraphConverter(MSONable):
             )
         return pairs
 
-    def assemble(self, crystals: list[Crystal], pairs: list[NeighborPairs]) -> CrystalGraphs:
+    def _assemble(self, crystals: list[Crystal], pairs: list[NeighborPairs]) -> CrystalGraphs:
         """Apply the rule of the class to all pairs at once."""
         if not crystals:
             return CrystalGraphs.empty()
