@@ -83,6 +83,12 @@ class CrysAEFeaturizer(BatchedFeaturizer):
           their embedding after the given layer. Layer 0 sees the atom's own element, layer n
           atoms up to n bonds away. Channels are learned and have no name. The default model has
           4 layers x 3 moments x 64 channels = 768 columns.
+
+    Example:
+        >>> from pymatgen.core import Lattice, Structure
+        >>> salt = Structure(Lattice.cubic(2.8), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
+        >>> len(CrysAEFeaturizer().featurize(salt))
+        768
     """
 
     def __init__(

@@ -76,6 +76,10 @@ class CrysXPPFeaturizer(BatchedFeaturizer):
         Where two models have a column of one label, both labels end in the model's name, as in
         CrysXPP K_VRH (GPa) [my-model]; of a file it is the file's name, of ``model.json.gz`` the
         folder's.
+
+    Example:
+        >>> CrysXPPFeaturizer("crysxpp-bulk-modulus").feature_labels()
+        ['CrysXPP K_VRH (GPa)', 'CrysXPP K_VRH std (GPa)']
     """
 
     def __init__(

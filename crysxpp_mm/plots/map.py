@@ -50,6 +50,10 @@ def map_to_plane(
 
     Raises:
         DataError: There are fewer than three rows, or a number is not finite.
+
+    Example:
+        >>> map_to_plane(np.eye(4)).shape
+        (4, 2)
     """
     if len(columns) < 3:
         raise DataError(f"a map needs at least three rows, got {len(columns)}.")
