@@ -21,16 +21,5 @@ __all__ = [
     "sparsity_path",
 ]
 
-__getattr__ = moved_names(
-    __name__,
-    dict.fromkeys(
-        (
-            "plot_contributions",
-            "plot_explanation",
-            "plot_learning_curve",
-            "plot_parity",
-            "plot_sparsity_path",
-        ),
-        "crysxpp_mm.plots",
-    ),
-)
+_PLOTS = "plot_contributions plot_explanation plot_learning_curve plot_parity plot_sparsity_path"
+__getattr__ = moved_names(__name__, dict.fromkeys(_PLOTS.split(), "crysxpp_mm.plots"))

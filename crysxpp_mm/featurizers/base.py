@@ -181,7 +181,8 @@ class BatchedFeaturizer(BaseFeaturizer):  # type: ignore[misc]
         if not ignore_errors:
             for error in batch.errors.values():
                 raise_again(error, "", HINT)
-        row: list[Any] = self._matrix(batch)[0].tolist()
+        no_row = np.full(len(self.feature_labels()), np.nan)
+        row: list[Any] = batch.values.get(0, no_row).tolist()
         return row + _texts(batch) if return_errors else row
 
     @overload
@@ -357,7 +358,7 @@ class BatchedFeaturizer(BaseFeaturizer):  # type: ignore[misc]
         if return_errors and not ignore_errors:
             raise SettingsError("Please set ignore_errors to True to use return_errors.")
         inputs = _inputs(entries)
-        total: NDArray[np.float64] = np.empty((len(inputs), len(self.feature_labels())))
+        total = np.full((len(inputs), len(self.feature_labels())), np.nan)
         texts: list[float | str] = []
         structures, refused = _unpack(inputs)
         options: dict[str, Any] = {
@@ -372,18 +373,12 @@ class BatchedFeaturizer(BaseFeaturizer):  # type: ignore[misc]
                 if batch.errors and not ignore_errors:
                     first = min(batch.errors)
                     raise_again(batch.errors[first], f"structure {first}: ", HINT)
-                total[batch.start : batch.start + batch.size] = self._matrix(batch)
+                for position, row in batch.values.items():
+                    total[position] = row
                 texts.extend(_texts(batch))
                 for _ in range(batch.size):
                     bar.update()
         return total, texts
-
-    def _matrix(self, batch: Batch) -> NDArray[np.float64]:
-        """The rows of a batch, NaN where there is an error."""
-        matrix = np.full((batch.size, len(self.feature_labels())), np.nan)
-        for position, row in batch.values.items():
-            matrix[position - batch.start] = row
-        return matrix
 
     def _rows(self, model: Any, graph: Any) -> Sequence[NDArray[Any]]:
         """Compute the columns of every crystal of a batch."""

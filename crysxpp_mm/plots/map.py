@@ -129,8 +129,7 @@ def draw_map(
             )
     axes.set_aspect("equal", adjustable="datalim")
     axes.margins(0.06)
-    axes.set_xticks([])
-    axes.set_yticks([])
+    axes.set(xticks=[], yticks=[])
     for side in axes.spines.values():
         side.set_color("#dddddd")
     figure.suptitle(title, x=0.005, ha="left", fontsize=15, fontweight="bold")
