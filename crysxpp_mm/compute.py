@@ -14,6 +14,7 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 from unittest import mock
 
 import torch
@@ -43,6 +44,7 @@ class _Threads:
 
 
 _threads: dict[int, _Threads] = {}
+_here = threading.local()
 
 
 @contextmanager
@@ -68,7 +70,7 @@ def no_cuda_in_fork() -> Iterator[None]:
 
 @contextmanager
 def one_torch_thread() -> Iterator[None]:
-    """One torch thread inside, what was set before outside.
+    """One torch thread inside, what was set before outside; calls may be nested.
 
     A forked child keeps its one thread: the pool of threads that its parent had did not come
     along, and using it would hang.
@@ -77,15 +79,20 @@ def one_torch_thread() -> Iterator[None]:
         torch.set_num_threads(1)
         yield
         return
+    if getattr(_here, "inside", False):
+        yield
+        return
     threads = _threads.setdefault(os.getpid(), _Threads())
     with threads.lock:
         if threads.calls == 0:
             threads.before = torch.get_num_threads()
         threads.calls += 1
         torch.set_num_threads(1)
+    _here.inside = True
     try:
         yield
     finally:
+        _here.inside = False
         with threads.lock:
             threads.calls -= 1
             torch.set_num_threads(threads.before)
@@ -102,24 +109,27 @@ def ready_to_learn() -> Iterator[None]:
         yield
 
 
-def usable_device(accelerator: object) -> torch.device:
-    """Find the device that Lightning's name of an accelerator stands for.
+def usable_device(name: object = None) -> torch.device:
+    """Find the device of a name, as featurizers (``device``) and estimators (``accelerator``) have.
 
     Args:
-        accelerator: ``"auto"`` for CUDA where it is available, else the CPU, and the CPU in a
+        name: None or ``"auto"`` for CUDA where it is available, else the CPU, and the CPU in a
             forked child; ``"gpu"`` for CUDA; or a name that torch knows.
 
     Raises:
-        SettingsError: this machine has no such accelerator.
+        SettingsError: the device is unknown, absent, or CUDA in a forked child.
+
+    Example:
+        >>> usable_device("cpu")
+        device(type='cpu')
     """
-    name = {"auto": default_device(), "gpu": "cuda"}.get(str(accelerator), accelerator)
+    known = {None: default_device(), "auto": default_device(), "gpu": "cuda"}
     try:
-        if not isinstance(name, str):
-            raise TypeError("it is not a text")
-        return torch.empty(0, device=name).device
+        wanted: Any = known.get(name, name)  # type: ignore[call-overload]
+        return torch.empty(0, device=wanted).device
     except (AssertionError, RuntimeError, TypeError) as error:
         reason = str(error).split("\n", maxsplit=1)[0]
         raise SettingsError(
-            f"accelerator={accelerator!r} cannot be used here ({reason}); "
-            "accelerator='auto' takes what there is."
+            f"device {name!r} cannot be used here ({reason}); device=None and accelerator='auto' "
+            "take what there is."
         ) from error

@@ -14,8 +14,9 @@ from crysxpp_mm.benchmarks.report import RESULTS, markdown_table, versions, writ
 from crysxpp_mm.benchmarks.small_data import FRACTION, PRETRAINED, estimator_of, make_run
 from crysxpp_mm.compute import one_torch_thread
 from crysxpp_mm.errors import SettingsError
-from crysxpp_mm.explain import SparsityPath, plot_explanation, plot_sparsity_path, sparsity_path
+from crysxpp_mm.explain import SparsityPath, sparsity_path
 from crysxpp_mm.model_zoo import load_model
+from crysxpp_mm.plots import plot_explanation, plot_sparsity_path
 
 FIGURES: Mapping[str, Mapping[str, str]] = {
     "crysxpp-formation-energy": {"BaEr2F8": "mp-12803", "AuC": "mp-1008661"},

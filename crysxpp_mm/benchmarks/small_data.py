@@ -52,7 +52,7 @@ from crysxpp_mm.estimators.transforms import get_transform
 from crysxpp_mm.graph.batch import atom_batches
 from crysxpp_mm.model_zoo import DEFAULT_MODEL, load_model
 from crysxpp_mm.models.pooling import MOMENTS, pool
-from crysxpp_mm.plotting import draw_label_curves
+from crysxpp_mm.plots import draw_label_curves
 
 Values = NDArray[np.float64]
 

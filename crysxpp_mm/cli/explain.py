@@ -76,7 +76,7 @@ def explain(
     from tqdm.auto import tqdm
 
     from crysxpp_mm.data.sources import open_structures
-    from crysxpp_mm.explain import plot_contributions, plot_explanation
+    from crysxpp_mm.plots import plot_contributions, plot_explanation
 
     estimator = load_predictor(model)
     _ = estimator.feature_weights_  # an error at once where there is no selector

@@ -18,8 +18,9 @@ from crysxpp_mm.estimators.base import PropertyEstimator
 from crysxpp_mm.estimators.classifier import CrysXPPClassifier
 from crysxpp_mm.estimators.regressor import CrysXPPRegressor
 from crysxpp_mm.model_zoo import MODEL_FILE, is_path
+from crysxpp_mm.plots import plot_curves
 from crysxpp_mm.serialization import write_document
-from crysxpp_mm.training.curves import CURVES, PICTURE, plot_curves
+from crysxpp_mm.training.checkpoints import CURVES, PICTURE
 from crysxpp_mm.training.release import (
     CARD,
     GOLDEN,

@@ -13,8 +13,8 @@ from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping, Tim
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from crysxpp_mm.training.checkpoints import CHECKPOINT
-from crysxpp_mm.training.curves import CURVES, PICTURE, plot_curves
+from crysxpp_mm.plots import plot_curves
+from crysxpp_mm.training.checkpoints import CHECKPOINT, CURVES, PICTURE
 
 
 def latest_losses(trainer: lightning.Trainer) -> dict[str, float]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pickle
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,11 +17,8 @@ from crysxpp_mm.serialization import write_whole
 MODEL = "model.json.gz"
 CHECKPOINT = "last.ckpt"
 RUN = "run.json"
-UNREADABLE = (
-    *(OSError, EOFError, RuntimeError, ValueError, TypeError, LookupError, AttributeError),
-    pickle.UnpicklingError,
-)
-"""Errors of torch on a checkpoint that is damaged or is not one."""
+CURVES = "curves.csv"
+PICTURE = "curves.png"
 TERMINATED = 143
 """Exit code after SIGTERM, as shells have it."""
 
@@ -63,7 +59,7 @@ def check_run(folder: Path, record: Mapping[str, Any]) -> bool:
         return False
     try:
         torch.load(checkpoint, map_location="cpu", weights_only=True)
-    except UNREADABLE as error:
+    except Exception as error:  # a damaged file fails in torch in any way
         raise SettingsError(f"{checkpoint} is damaged; {advice}.") from error
     return True
 

@@ -28,8 +28,7 @@ from crysxpp_mm.training.callbacks import (
     Patience,
     SaveCheckpoint,
 )
-from crysxpp_mm.training.checkpoints import MODEL, check_run
-from crysxpp_mm.training.curves import CURVES
+from crysxpp_mm.training.checkpoints import CURVES, MODEL, check_run
 from crysxpp_mm.training.loop import GraphData, LossModule, RunOptions, one_cycle, run_training
 from crysxpp_mm.training.objectives import Objective
 from crysxpp_mm.training.options import FitOptions

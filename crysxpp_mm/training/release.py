@@ -17,8 +17,7 @@ from crysxpp_mm.graph.converter import CrystalGraphConverter
 from crysxpp_mm.models.crysae import CrysAE
 from crysxpp_mm.models.pooling import pool
 from crysxpp_mm.serialization import write_document
-from crysxpp_mm.training.checkpoints import MODEL
-from crysxpp_mm.training.curves import CURVES, PICTURE
+from crysxpp_mm.training.checkpoints import CURVES, MODEL, PICTURE
 
 CARD = "README.md"
 GOLDEN = "golden.json"
