@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from crysxpp_mm.errors import DataError
-from crysxpp_mm.model_zoo import DEFAULT_MODEL
+from crysxpp_mm.shipped import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from pymatgen.core import Composition

@@ -390,7 +390,7 @@ def test_shipped_models_are_compared_the_default_first(monkeypatch: pytest.Monke
             "kind": ["CrysAE", "CrysAE", "CrysAE", "CrysXPPRegressor"],
         }
     )
-    monkeypatch.setattr("crysxpp_mm.model_zoo.list_models", lambda: names)
+    monkeypatch.setattr("crysxpp_mm.shipped.list_models", lambda: names)
     assert columns.shipped_models() == ["crysae-mp-v1", "another", "crysae-mp-paper"]
 
 

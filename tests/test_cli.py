@@ -153,7 +153,7 @@ def test_closed_pipe_is_no_error_of_input(monkeypatch):
     def closed() -> None:
         raise BrokenPipeError(32, "Broken pipe")
 
-    monkeypatch.setattr("crysxpp_mm.model_zoo.list_models", closed)
+    monkeypatch.setattr("crysxpp_mm.shipped.list_models", closed)
     assert "error" not in run("models", code=1).stderr
 
 
@@ -440,7 +440,7 @@ def test_pretraining_that_stops(table, tmp_path, monkeypatch, stop, code, text):
 
 def test_models_are_printed(monkeypatch):
     rows = {"name": ["a"], "kind": ["CrysAE"], "description": ["of tests"], "path": ["/x"]}
-    monkeypatch.setattr("crysxpp_mm.model_zoo.list_models", lambda: pd.DataFrame(rows))
+    monkeypatch.setattr("crysxpp_mm.shipped.list_models", lambda: pd.DataFrame(rows))
     text = run("models").stdout
     assert "of tests" in text
     assert "/x" not in text
@@ -448,8 +448,8 @@ def test_models_are_printed(monkeypatch):
 
 def test_installation_without_models_says_so(cifs, monkeypatch, tmp_path):
     base._loaded.cache_clear()  # another test may have loaded a model
-    monkeypatch.setattr("crysxpp_mm.model_zoo.importlib.resources.files", lambda name: tmp_path)
-    monkeypatch.setattr("crysxpp_mm.model_zoo.__file__", str(tmp_path / "a" / "b.py"))
+    monkeypatch.setattr("crysxpp_mm.shipped.importlib.resources.files", lambda name: tmp_path)
+    monkeypatch.setattr("crysxpp_mm.shipped.__file__", str(tmp_path / "a" / "b.py"))
     for command in (("models",), ("demo", "--out", tmp_path / "demo"), ("featurize", cifs)):
         assert "has no pretrained models; install crysxpp_mm from" in fails(*command)
     assert not (tmp_path / "demo").exists()

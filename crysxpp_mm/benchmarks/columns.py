@@ -242,7 +242,7 @@ def run_columns(
 
 def shipped_models() -> list[str]:
     """The names of the shipped autoencoders, the default one first."""
-    from crysxpp_mm.model_zoo import DEFAULT_MODEL, list_models
+    from crysxpp_mm.shipped import DEFAULT_MODEL, list_models
 
     models = list_models()
     names = models["name"][models["kind"] == "CrysAE"]

@@ -23,10 +23,10 @@ from crysxpp_mm.benchmarks.data import data_root
 from crysxpp_mm.benchmarks.properties import LabelledCrystals, find_property, load_properties
 from crysxpp_mm.benchmarks.report import RESULTS, markdown_table, versions, write_report
 from crysxpp_mm.benchmarks.runs import RunTable, settings_of
+from crysxpp_mm.compute import one_torch_thread
 from crysxpp_mm.errors import DataError, SettingsError
 from crysxpp_mm.estimators import CrysXPPRegressor
 from crysxpp_mm.model_zoo import load_model
-from crysxpp_mm.compute import one_torch_thread
 
 Values = NDArray[np.float64]
 Rows = NDArray[np.int64]

@@ -12,10 +12,10 @@ from crysxpp_mm.benchmarks.data import load_mp_structures
 from crysxpp_mm.benchmarks.properties import LabelledCrystals, find_property, load_properties
 from crysxpp_mm.benchmarks.report import RESULTS, markdown_table, versions, write_report
 from crysxpp_mm.benchmarks.small_data import FRACTION, PRETRAINED, estimator_of, make_run
+from crysxpp_mm.compute import one_torch_thread
 from crysxpp_mm.errors import SettingsError
 from crysxpp_mm.explain import SparsityPath, plot_explanation, plot_sparsity_path, sparsity_path
 from crysxpp_mm.model_zoo import load_model
-from crysxpp_mm.compute import one_torch_thread
 
 FIGURES: Mapping[str, Mapping[str, str]] = {
     "crysxpp-formation-energy": {"BaEr2F8": "mp-12803", "AuC": "mp-1008661"},

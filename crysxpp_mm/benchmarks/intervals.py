@@ -22,11 +22,11 @@ from crysxpp_mm.benchmarks.data import TARGETS, load_tables
 from crysxpp_mm.benchmarks.report import RESULTS, markdown_table, versions, write_report
 from crysxpp_mm.benchmarks.runs import RunTable, settings_of
 from crysxpp_mm.benchmarks.simple_models import one_blas_thread
+from crysxpp_mm.compute import one_torch_thread
 from crysxpp_mm.errors import SettingsError
 from crysxpp_mm.estimators import CrysXPPRegressor
 from crysxpp_mm.graph.arrays import CrystalGraphs
 from crysxpp_mm.graph.converter import CrystalGraphConverter
-from crysxpp_mm.compute import one_torch_thread
 
 TARGET_NAMES = ("log10 K_VRH", "log10 eps_electronic", "formation energy")
 """Targets of ``crysxpp_mm.benchmarks.data``, one a table."""

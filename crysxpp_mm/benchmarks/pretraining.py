@@ -30,11 +30,11 @@ from crysxpp_mm.benchmarks.data import BenchmarkTable, load_tables
 from crysxpp_mm.benchmarks.properties import load_graphs
 from crysxpp_mm.benchmarks.report import RESULTS, markdown_table, versions, write_report
 from crysxpp_mm.benchmarks.simple_models import FOLDS, QUICK, one_blas_thread
+from crysxpp_mm.compute import one_torch_thread
 from crysxpp_mm.data.store import GraphStore
 from crysxpp_mm.errors import SettingsError
 from crysxpp_mm.losses import LossWeights
 from crysxpp_mm.models.crysae import CrysAE
-from crysxpp_mm.compute import one_torch_thread
 from crysxpp_mm.training.config import PretrainConfig
 from crysxpp_mm.training.pretrain import pretrain
 

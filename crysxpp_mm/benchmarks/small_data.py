@@ -44,6 +44,7 @@ from crysxpp_mm.benchmarks.simple_models import (
     regressor_settings,
     split,
 )
+from crysxpp_mm.compute import one_torch_thread
 from crysxpp_mm.elements import N_FEATURES
 from crysxpp_mm.errors import SettingsError
 from crysxpp_mm.estimators import CrysXPPRegressor
@@ -52,7 +53,6 @@ from crysxpp_mm.graph.batch import atom_batches
 from crysxpp_mm.model_zoo import DEFAULT_MODEL, load_model
 from crysxpp_mm.models.pooling import MOMENTS, pool
 from crysxpp_mm.plotting import draw_label_curves
-from crysxpp_mm.compute import one_torch_thread
 
 Values = NDArray[np.float64]
 

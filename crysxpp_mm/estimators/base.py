@@ -47,7 +47,6 @@ from crysxpp_mm.estimators.splits import group_codes, split_rows
 from crysxpp_mm.graph.arrays import CrystalGraphs
 from crysxpp_mm.graph.converter import CrystalGraphConverter
 from crysxpp_mm.html import facts_table
-from crysxpp_mm.model_zoo import load_model
 from crysxpp_mm.models.crysae import CrysAE
 from crysxpp_mm.models.crysxpp import CrysXPP
 from crysxpp_mm.serialization import (
@@ -57,6 +56,7 @@ from crysxpp_mm.serialization import (
     reading_model,
     weights_to_dict,
 )
+from crysxpp_mm.shipped import load_autoencoder
 from crysxpp_mm.training.config import FineTuneConfig, whole_number
 from crysxpp_mm.training.finetune import Task
 from crysxpp_mm.version import __version__
@@ -549,7 +549,7 @@ class CrysXPPEstimator(BaseEstimator, SavedDocument):  # type: ignore[misc]
             )
         model = self.pretrained
         if isinstance(model, str | os.PathLike):
-            model = load_model(model)
+            model = load_autoencoder(model)
         if not isinstance(model, CrysAE):
             raise SettingsError(
                 "pretrained must be the name of a CrysAE, the path of a saved one, a CrysAE object "

@@ -16,8 +16,8 @@ from crysxpp_mm.errors import DataError, SettingsError
 from crysxpp_mm.estimators.base import CrysXPPEstimator
 from crysxpp_mm.estimators.classifier import CrysXPPClassifier
 from crysxpp_mm.estimators.regressor import CrysXPPRegressor
-from crysxpp_mm.model_zoo import MODEL_FILE, is_path
 from crysxpp_mm.serialization import write_document
+from crysxpp_mm.shipped import MODEL_FILE, is_path
 from crysxpp_mm.training.curves import CURVES, PICTURE, plot_curves
 from crysxpp_mm.training.release import (
     CARD,
