@@ -31,8 +31,8 @@ from crysxpp_mm.benchmarks.small_data import MAGPIE, fit_simple_model, magpie_of
 from crysxpp_mm.compute import one_torch_thread
 from crysxpp_mm.errors import SettingsError
 from crysxpp_mm.estimators import CrysXPPClassifier, CrysXPPRegressor
-from crysxpp_mm.estimators.release import THIS_MODEL, write_predictor_release
 from crysxpp_mm.model_zoo import MODEL_FILE, load_model
+from crysxpp_mm.release.predictor import THIS_MODEL, write_predictor_release
 from crysxpp_mm.training.config import FineTuneConfig
 
 COMMAND = "crysxpp benchmark predictors"
