@@ -63,7 +63,9 @@ def load_model(name: str | os.PathLike[str]) -> Any:
     path = find_model(name)
     document = read_document(path)
     kind = document.get("@class")
-    known = {CrysAE.__name__: CrysAE} if kind == CrysAE.__name__ else _predictor_classes()
+    known: dict[Any, Any] = {CrysAE.__name__: CrysAE}
+    if kind in PREDICTORS:
+        known = _predictor_classes()
     if kind not in known:
         raise ModelFileError(f"{path} holds a {kind!r}, which is no model of this package.")
     return build_model(known[kind], document, path)

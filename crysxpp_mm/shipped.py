@@ -174,13 +174,11 @@ def _facts(folder: Path) -> dict[str, Any]:
 def _read_facts(path: Path, *stamp: int) -> dict[str, Any]:
     """Read what the file says of its model; ``stamp`` tells a new file from an old one."""
     document = read_document(path)
-    metadata = document.get("metadata") or {}
-    state = document.get("state") or {}
-    members = state.get("members") or [document]  # an autoencoder has its settings itself
-    settings = members[0].get("settings") or {}
+    metadata, state = _part(document, "metadata"), _part(document, "state")
+    network = (state.get("members") or [document])[0]  # an autoencoder has its settings itself
+    settings = _part(network, "settings")
     targets = state.get("target_names") or []
-    errors = metadata.get("test_mae") or {}
-    maes = [errors.get(target) for target in targets]
+    maes = [_part(metadata, "test_mae").get(target) for target in targets]
     return {
         "name": path.parent.name,
         "kind": document.get("@class"),
@@ -189,11 +187,16 @@ def _read_facts(path: Path, *stamp: int) -> dict[str, Any]:
         "unit": _join(state.get("units") or []),
         "n_train": metadata.get("n_train"),
         "test_mae": maes[0] if len(maes) == 1 else _join(maes) or None,
-        "test_accuracy": next(iter((metadata.get("test_accuracy") or {}).values()), None),
+        "test_accuracy": next(iter(_part(metadata, "test_accuracy").values()), None),
         "hidden_dim": settings.get("hidden_dim"),
         "n_convs": settings.get("n_convs"),
         "path": str(path),
     }
+
+
+def _part(document: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """A mapping of a document, empty if it is absent or null."""
+    return document.get(key) or {}
 
 
 def _join(values: Sequence[Any]) -> str:

@@ -122,7 +122,7 @@ def _rebuilt(measured: Mapping[str, Any]) -> dict[str, float]:
 def _last_losses(curves: pd.DataFrame) -> str:
     """Loss terms of the last epoch that training and validation share, in a line."""
     last = curves.iloc[-1]
-    terms = [name.removeprefix("train_") for name in curves if name.startswith("train_")]
+    terms = [name.removeprefix("train_") for name in map(str, curves) if name.startswith("train_")]
     return ", ".join(
         f"{term.replace('_', ' ')} {last[f'train_{term}']:.4g} / {last[f'val_{term}']:.4g}"
         for term in terms
