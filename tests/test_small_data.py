@@ -15,29 +15,14 @@ from numpy.testing import assert_allclose, assert_array_equal
 from small_tables import rock_salts, small_tables
 from typer.testing import CliRunner
 
-from crysxpp_mm.benchmarks import (
-    columns,
-    explanations,
-    intervals,
-    predictors,
-    pretraining,
-    small_data,
-)
+from crysxpp_mm.benchmarks import explanations, folds, intervals, predictors, pretraining, trials
 from crysxpp_mm.benchmarks.ablations import run_ablations
 from crysxpp_mm.benchmarks.data import BenchmarkTable
 from crysxpp_mm.benchmarks.experiment import MEASURED, load_experiments, run_experiment
 from crysxpp_mm.benchmarks.explanations import run_explanations
 from crysxpp_mm.benchmarks.intervals import run_intervals
-from crysxpp_mm.benchmarks.predictors import run_predictors
-from crysxpp_mm.benchmarks.pretraining import VARIANTS, run_pretraining
-from crysxpp_mm.benchmarks.properties import (
-    PROPERTIES,
-    LabelledCrystals,
-    find_property,
-    load_properties,
-)
-from crysxpp_mm.benchmarks.runs import settings_of
-from crysxpp_mm.benchmarks.small_data import (
+from crysxpp_mm.benchmarks.label_curves import run_label_curves
+from crysxpp_mm.benchmarks.methods import (
     COLUMNS,
     LONGER,
     LONGER_SETTINGS,
@@ -51,17 +36,24 @@ from crysxpp_mm.benchmarks.small_data import (
     UNTRAINED,
     WITH_ELEMENTS,
     WITHOUT_ELEMENTS,
-    compare,
     estimator_of,
     make_run,
-    run_label_curves,
-    run_small_data,
 )
+from crysxpp_mm.benchmarks.predictors import run_predictors
+from crysxpp_mm.benchmarks.pretraining import VARIANTS, run_pretraining
+from crysxpp_mm.benchmarks.properties import (
+    PROPERTIES,
+    LabelledCrystals,
+    find_property,
+    load_properties,
+)
+from crysxpp_mm.benchmarks.runner import settings_of
+from crysxpp_mm.benchmarks.small_data import compare, run_small_data
+from crysxpp_mm.benchmarks.trials import Trials
 from crysxpp_mm.cli import app
 from crysxpp_mm.data.store import build_store
 from crysxpp_mm.errors import DataError, SettingsError
 from crysxpp_mm.estimators import CrysXPPRegressor
-from crysxpp_mm.estimators.base import LATER_SETTINGS
 from crysxpp_mm.graph.arrays import CrystalGraphs
 from crysxpp_mm.graph.converter import CrystalGraphConverter
 from crysxpp_mm.model_zoo import load_model
@@ -98,7 +90,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     def one_epoch(run: Any) -> CrysXPPRegressor:
         return estimator_of(run).set_params(max_epochs=1, min_steps=1, readout_dim=4)
 
-    for module in (small_data, explanations):
+    for module in (trials, explanations):
         monkeypatch.setattr(module, "estimator_of", one_epoch)
 
 
@@ -164,7 +156,7 @@ def test_a_network_says_no_gap_below_zero(
 
     assert_array_equal(GAP.labels_of(np.array([-1.0, 0.0, 2.0])), [0, 0, 2])
     monkeypatch.setattr(CrysXPP, "predict", below_zero)
-    benchmark = small_data.Benchmark(crystals, out=tmp_path, say=print)
+    benchmark = Trials(crystals, out=tmp_path, say=print)
     found = benchmark.result(make_run("band gap", 0.8, 0, PRETRAINED, 1))
     rows = crystals.split(GAP, fraction=0.8, seed=0)
     zero = crystals.labels(GAP)[rows.test].mean()  # the error of saying zero
@@ -203,16 +195,16 @@ def test_a_finished_run_is_found_on_a_machine_that_rounds_otherwise(
     crystals: LabelledCrystals, quick: None, tmp_path: Path
 ) -> None:
     run = make_run("bulk modulus", 0.5, 0, PRETRAINED, 1)
-    made = small_data.Benchmark(crystals, out=tmp_path, say=print).result(run)
+    made = Trials(crystals, out=tmp_path, say=print).result(run)
     graphs = replace(crystals.graphs, distances=crystals.graphs.distances * np.float32(1 + 2e-7))
     assert not np.array_equal(graphs.distances, crystals.graphs.distances)
     elsewhere = replace(crystals, graphs=graphs, data_hash="1" * 64)
-    found = small_data.Benchmark(elsewhere, out=tmp_path, say=print).found(run)
+    found = Trials(elsewhere, out=tmp_path, say=print).found(run)
     assert found is not None
     assert found["mae"] == pytest.approx(made["mae"])
     numbers = crystals.graphs.species_numbers[::-1].copy()
     others = replace(crystals, graphs=replace(crystals.graphs, species_numbers=numbers))
-    assert small_data.Benchmark(others, out=tmp_path, say=print).found(run) is None
+    assert Trials(others, out=tmp_path, say=print).found(run) is None
 
 
 def test_small_data_writes_every_method_and_goes_on(
@@ -471,7 +463,7 @@ def test_every_variant_is_trained_and_judged(
         epochs=1,
         say=lambda _: None,
     )
-    assert set(summary["kind"]) == {*VARIANTS, columns.RANDOM}
+    assert set(summary["kind"]) == {*VARIANTS, folds.RANDOM}
     page = (tmp_path / "pretraining.md").read_text()
     for name in VARIANTS:
         assert f"- {name}: " in page
@@ -484,8 +476,9 @@ def test_settings_that_came_later_are_known_where_they_are_on() -> None:
     for on in ({}, {"element_channel": True}, {"element_channel": True, "element_start": 0.5}):
         estimator = CrysXPPRegressor(**on)
         known = settings_of(estimator)
-        assert {name for name in LATER_SETTINGS if name in known} == set(on)
-        assert {**LATER_SETTINGS, **known} == estimator.get_params(deep=False)
+        later = {"element_channel": False, "element_start": 0.0}
+        assert {name for name in later if name in known} == set(on)
+        assert {**later, **known} == estimator.get_params(deep=False)
 
 
 def test_ablations_change_one_setting(

@@ -9,11 +9,12 @@ from typing import Any
 import pandas as pd
 
 from crysxpp_mm.benchmarks.data import load_mp_structures
+from crysxpp_mm.benchmarks.methods import PRETRAINED, estimator_of, make_run
+from crysxpp_mm.benchmarks.pages import RESULTS, markdown_table, page, write_report
 from crysxpp_mm.benchmarks.properties import LabelledCrystals, find_property, load_properties
-from crysxpp_mm.benchmarks.report import RESULTS, markdown_table, versions, write_report
-from crysxpp_mm.benchmarks.small_data import FRACTION, PRETRAINED, estimator_of, make_run
+from crysxpp_mm.benchmarks.runner import check_names
+from crysxpp_mm.benchmarks.small_data import FRACTION
 from crysxpp_mm.compute import one_torch_thread
-from crysxpp_mm.errors import SettingsError
 from crysxpp_mm.explain import SparsityPath, plot_explanation, plot_sparsity_path, sparsity_path
 from crysxpp_mm.model_zoo import load_model
 
@@ -61,10 +62,24 @@ def run_explanations(
         SettingsError: there is no figure to draw.
         UnknownModelError: a predictor is not there.
     """
-    if not figures:
-        raise SettingsError("figures must not be empty.")
+    check_names("figures", list(figures))
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
+    table, sections = _explain(root, figures, folder)
+    path, learned = learn_path(crystals or load_properties(root, graphs=graphs), path_property)
+    drawn: Any = plot_sparsity_path(path).figure
+    drawn.savefig(folder / "sparsity_path.png", dpi=110)
+    tables = {"explanations": table, "sparsity_path": learned}
+    text = _page(table, sections, learned, path_property)
+    write_report(out, "explanations", tables=tables, text=text)
+    say(f"explanations: written to {out}")
+    return table
+
+
+def _explain(
+    root: str | Path | None, figures: Mapping[str, Mapping[str, str]], folder: Path
+) -> tuple[pd.DataFrame, list[str]]:
+    """Contributions, one row a crystal, and a section of the page with a picture for each."""
     rows, sections = [], []
     for name, shown in figures.items():
         model = load_model(name)
@@ -85,20 +100,8 @@ def run_explanations(
                     **parts.by_property().to_dict(),
                 }
             )
-            title = f"## {parts.name}: {formula} ({material_id})"
-            sections += [title, "", f"![{formula}]({picture})", ""]
-    table = pd.DataFrame(rows)
-    path, learned = learn_path(crystals or load_properties(root, graphs=graphs), path_property)
-    drawn: Any = plot_sparsity_path(path).figure
-    drawn.savefig(folder / "sparsity_path.png", dpi=110)
-    write_report(
-        out,
-        "explanations",
-        tables={"explanations": table, "sparsity_path": learned},
-        text=_page(table, sections, learned, path_property),
-    )
-    say(f"explanations: written to {out}")
-    return table
+            sections += [f"## {parts.name}: {formula} ({material_id})", f"![{formula}]({picture})"]
+    return pd.DataFrame(rows), sections
 
 
 def learn_path(crystals: LabelledCrystals, name: str) -> tuple[SparsityPath, pd.DataFrame]:
@@ -131,36 +134,20 @@ def learn_path(crystals: LabelledCrystals, name: str) -> tuple[SparsityPath, pd.
 def _page(
     table: pd.DataFrame, sections: Sequence[str], learned: pd.DataFrame, path_property: str
 ) -> str:
-    return "\n".join(
-        [
-            "# Why: crystals of the article's Figs. 4-6",
-            "",
-            (
-                "Weights of the feature selector that the elements of a crystal switch on, by the "
-                "shipped predictors. A weight says that a column is let through, not in which "
-                "direction it moves the prediction; contributions (integrated gradients) do, and "
-                "sum with the baseline to the prediction:"
-            ),
-            "",
-            markdown_table(table),
-            "",
-            *sections,
-            f"## The L1 path: {path_property}",
-            "",
-            (
-                f"The selector's weights against the weight of the L1 term, learned from "
-                f"{FRACTION:.0%} of the labels (split {PATH_SEED} of `small_data.md`, one network "
-                "each), and R2 on the test crystals. One seed cannot tell such small differences "
-                "from luck; `crysxpp benchmark ablations` trains several."
-            ),
-            "",
-            "![weights against sparsity](sparsity_path.png)",
-            "",
-            markdown_table(learned),
-            "",
-            f"Made by `{COMMAND}`.",
-            "",
-            f"Versions: {versions()}.",
-            "",
-        ]
+    return page(
+        "Why: crystals of the article's Figs. 4-6",
+        "Weights of the feature selector that the elements of a crystal switch on, by the shipped "
+        "predictors. A weight says that a column is let through, not in which direction it moves "
+        "the prediction; contributions (integrated gradients) do, and sum with the baseline to the "
+        "prediction:",
+        markdown_table(table),
+        *sections,
+        f"## The L1 path: {path_property}",
+        "The selector's weights against the weight of the L1 term, learned from "
+        f"{FRACTION:.0%} of the labels (split {PATH_SEED} of `small_data.md`, one network each), "
+        "and R2 on the test crystals. One seed cannot tell such small differences from luck; "
+        "`crysxpp benchmark ablations` trains several.",
+        "![weights against sparsity](sparsity_path.png)",
+        markdown_table(learned),
+        command=COMMAND,
     )

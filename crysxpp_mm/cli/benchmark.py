@@ -9,7 +9,13 @@ from typing import Annotated
 
 import typer
 
-from crysxpp_mm.cli.options import BenchmarkData, BenchmarkGraphs, BenchmarkOut, Model
+from crysxpp_mm.cli.options import (
+    BenchmarkData,
+    BenchmarkGraphs,
+    BenchmarkOut,
+    BenchmarkSeeds,
+    Model,
+)
 
 app = typer.Typer(
     help="Measure this package on real data.",
@@ -33,7 +39,7 @@ def speed(
       crysxpp benchmark speed --data DATA --out benchmark-results
     """
     from crysxpp_mm.benchmarks.speed import run_speed
-    from crysxpp_mm.model_zoo import DEFAULT_MODEL
+    from crysxpp_mm.shipped import DEFAULT_MODEL
 
     run_speed(data, out=out, model=model or DEFAULT_MODEL, say=typer.echo)
     typer.echo(f"Wrote to {out}: speed.csv, speed.md")
@@ -84,7 +90,7 @@ def small_data(
             show_default=False,
         ),
     ] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Seeds, from 0.")] = 3,
+    seeds: BenchmarkSeeds = 3,
     n_members: Annotated[
         int | None,
         typer.Option(
@@ -107,31 +113,26 @@ def small_data(
     Example:
       crysxpp benchmark small-data --data DATA --property "bulk modulus"
     """
-    from crysxpp_mm.benchmarks.small_data import (
-        CURVE_PROPERTIES,
-        N_MEMBERS,
-        run_label_curves,
-        run_small_data,
-    )
+    from crysxpp_mm.benchmarks import label_curves, small_data
 
     if curves:
-        run_label_curves(
+        label_curves.run_label_curves(
             data,
             graphs=graphs,
             out=out,
-            properties=properties or CURVE_PROPERTIES,
+            properties=properties or label_curves.PROPERTY_NAMES,
             seeds=range(seeds),
             n_members=n_members or 1,
             say=typer.echo,
         )
     else:
-        run_small_data(
+        small_data.run_small_data(
             data,
             graphs=graphs,
             out=out,
             properties=properties,
             seeds=range(seeds),
-            n_members=n_members or N_MEMBERS,
+            n_members=n_members or small_data.N_MEMBERS,
             say=typer.echo,
         )
 
@@ -258,7 +259,7 @@ def experiment(
             show_default=False,
         ),
     ] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Seeds, from 0.")] = 3,
+    seeds: BenchmarkSeeds = 3,
     max_epochs: Annotated[int, typer.Option(min=1, help="Epochs of every fit.")] = 40,
 ) -> None:
     """Measure what experiments add to a model that has learned DFT.
@@ -290,7 +291,7 @@ def ablations(
     data: BenchmarkData = None,
     out: BenchmarkOut = Path("benchmark-results"),
     graphs: BenchmarkGraphs = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Seeds, from 0.")] = 3,
+    seeds: BenchmarkSeeds = 3,
 ) -> None:
     """Measure what each part of CrysXPP is worth.
 
