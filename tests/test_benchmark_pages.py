@@ -55,12 +55,12 @@ def runs_of(wanted: list[methods.Run]) -> pd.DataFrame:
 
 
 def of_small_data() -> tuple[pd.DataFrame, str]:
-    wanted = []
+    wanted: list[methods.Run] = []
     for item, seed in product(PROPERTIES, SEEDS):
         longer = methods.LONGER_NETWORKS if item.name in methods.LONGER_PROPERTIES else ()
         other = methods.WITHOUT_ELEMENTS if item.element_channel else methods.WITH_ELEMENTS
-        for method in (*methods.METHODS, *longer, other):
-            wanted.append(methods.make_run(item.name, 0.2, seed, method, 3))
+        names = (*methods.METHODS, *longer, other)
+        wanted += [methods.make_run(item.name, 0.2, seed, name, 3) for name in names]
     return small_data.tabulate(runs_of(wanted), SEEDS)
 
 
