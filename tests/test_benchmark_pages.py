@@ -30,6 +30,7 @@ from crysxpp_mm.benchmarks import (
 )
 from crysxpp_mm.benchmarks.folds import Folds, Kind
 from crysxpp_mm.benchmarks.properties import PROPERTIES, LabelledCrystals
+from crysxpp_mm.benchmarks.runner import Place
 from crysxpp_mm.benchmarks.simple_models import ALL, QUICK
 from crysxpp_mm.graph.converter import CrystalGraphConverter
 from crysxpp_mm.shipped import pretrained_folder
@@ -146,7 +147,7 @@ def test_a_finished_run_keeps_its_key(crystals, run, key, tmp_path):
     done = dict.fromkeys(("property", "fraction", "seed", "method", "n_members"))
     row = {**done, "mae_with_columns": None, "mae": 7.0, "key": key}
     pd.DataFrame([row]).to_csv(tmp_path / trials.RUNS, index=False)
-    found = trials.Trials(crystals, out=tmp_path, say=print).result(methods.make_run(*run))
+    found = trials.Trials(Place(crystals=crystals, out=tmp_path)).result(methods.make_run(*run))
     assert found["mae"] == 7.0
 
 
@@ -174,6 +175,6 @@ def test_finished_experiments_keep_their_keys(crystals, tmp_path, monkeypatch):
         tmp_path / experiment.RUNS, index=False
     )
     summary = experiment.run_experiment(
-        crystals=crystals, out=tmp_path, properties=["formation energy"], seeds=(1,)
+        Place(crystals=crystals, out=tmp_path), properties=["formation energy"], seeds=(1,)
     )
     assert summary["mae"].tolist() == [7.0]

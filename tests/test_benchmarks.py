@@ -23,7 +23,7 @@ from crysxpp_mm.benchmarks.data import (
 )
 from crysxpp_mm.benchmarks.folds import random_columns, summarize
 from crysxpp_mm.benchmarks.pages import markdown_table, versions, write_report
-from crysxpp_mm.benchmarks.runner import RunTable
+from crysxpp_mm.benchmarks.runner import Place, RunTable
 from crysxpp_mm.benchmarks.simple_models import (
     ALL,
     FOLDS,
@@ -308,10 +308,9 @@ def test_columns_are_compared_reported_and_not_computed_twice(
 
     def run(**options: object) -> pd.DataFrame:
         calls.clear()
-        table = run_columns(
-            root, out=out, models=[model_file], say=lines.append, seeds=(0, 1), **options
-        )  # type: ignore[arg-type]
-        run_choice(root, out=out, model=model_file, say=lines.append)
+        place = Place(root=root, out=out, say=lines.append)
+        table = run_columns(place, models=[model_file], seeds=(0, 1), **options)  # type: ignore[arg-type]
+        run_choice(place, model=model_file)
         return table
 
     table = run(candidates=FEW)
@@ -372,18 +371,18 @@ def test_random_weights_are_calibrated_and_differ_by_seed() -> None:
 def test_a_benchmark_without_content_is_refused(root: Path, model_file: Path) -> None:
     for name in ("seeds", "candidates"):
         with pytest.raises(SettingsError, match=f"{name} must not be empty"):
-            run_columns(root, models=[model_file], **{name: ()})  # type: ignore[arg-type]
+            run_columns(Place(root=root), models=[model_file], **{name: ()})  # type: ignore[arg-type]
     with pytest.raises(SettingsError, match=r"at least one model.*got none"):
-        run_columns(root, models=[])
+        run_columns(Place(root=root), models=[])
     with pytest.raises(SettingsError, match="none twice, got small, small"):
-        run_columns(root, models=[model_file, model_file])
+        run_columns(Place(root=root), models=[model_file, model_file])
     with pytest.raises(UnknownModelError, match="no model file"):
-        run_columns(root, models=[root / "absent.json.gz"])
+        run_columns(Place(root=root), models=[root / "absent.json.gz"])
     with pytest.raises(UnknownModelError, match="no model file"):
-        run_choice(root, model=root / "absent.json.gz")
+        run_choice(Place(root=root), model=root / "absent.json.gz")
     (root / "released_crysae_weights.npz").unlink()
     with pytest.raises(DataError, match=r"released_crysae_weights\.npz is missing"):
-        run_columns(root, models=[model_file])
+        run_columns(Place(root=root), models=[model_file])
 
 
 def test_shipped_models_are_compared_the_default_first(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -518,8 +517,9 @@ def test_the_speed_benchmark_writes_every_measure(
     monkeypatch.setattr(speed.measure_atoms, "__defaults__", ((16, 64),))
     out = tmp_path / "out"
     lines: list[str] = []
-    table = speed.run_speed(root, out=out, model=str(model_file), say=lines.append, scale=0.001)
-    assert len(lines) == len(table)
+    place = Place(root=root, out=out, say=lines.append)
+    table = speed.run_speed(place, model=str(model_file), scale=0.001)
+    assert len(lines) == len(table) + 1
     assert np.isfinite(table["value"]).all()
     goals = table[table["goal"] != ""]
     assert len(goals) == 8

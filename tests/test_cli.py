@@ -487,9 +487,8 @@ def test_benchmarks_are_run(monkeypatch, tmp_path, name, runs):
     monkeypatch.setattr("crysxpp_mm.benchmarks.data.load_tables", lambda *_: {})
     run("benchmark", name, "--data", tmp_path, "--out", tmp_path / "out", "--model", "m")
     assert [path for path, _, _ in calls] == list(runs)
-    for path, arguments, options in calls:
-        assert "tables" in options or arguments == (tmp_path,)
-        assert options["out"] == tmp_path / "out"
+    for path, (place,), options in calls:
+        assert (place.root, place.out) == (tmp_path, tmp_path / "out")
         assert options.items() >= runs[path].items()
 
 

@@ -5,16 +5,15 @@ The models and splits are those of ``small_data``, with one setting changed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import product
-from pathlib import Path
 
 import pandas as pd
 
 from crysxpp_mm.benchmarks.methods import NETWORKS, PRETRAINED, make_run
-from crysxpp_mm.benchmarks.pages import RESULTS, markdown_table, page, plus_minus, write_report
-from crysxpp_mm.benchmarks.properties import LabelledCrystals, find_property, load_properties
-from crysxpp_mm.benchmarks.runner import check_names
+from crysxpp_mm.benchmarks.pages import markdown_table, page, plus_minus
+from crysxpp_mm.benchmarks.properties import find_property
+from crysxpp_mm.benchmarks.runner import HERE, Place, check_names
 from crysxpp_mm.benchmarks.small_data import FRACTION, SEEDS, summarize
 from crysxpp_mm.benchmarks.statistics import difference_by_seed
 from crysxpp_mm.benchmarks.trials import RUNS, Trials
@@ -24,15 +23,11 @@ COMMAND = "crysxpp benchmark ablations"
 
 
 def run_ablations(
-    root: str | Path | None = None,
+    place: Place = HERE,
     *,
-    graphs: str | Path | None = None,
-    out: str | Path = RESULTS,
     properties: Sequence[str] = PROPERTY_NAMES,
     variants: Sequence[str] | None = None,
     seeds: Sequence[int] = SEEDS,
-    say: Callable[[str], None] = print,
-    crystals: LabelledCrystals | None = None,
 ) -> pd.DataFrame:
     """Train every variant on a fifth of the labels, and write the table; an hour on one core.
 
@@ -40,15 +35,11 @@ def run_ablations(
     and what that has is not computed again.
 
     Args:
-        root: The data root, as for ``crysxpp_mm.benchmarks.data.data_root``.
-        graphs: File of the graphs, as for ``load_graphs``.
-        out: The folder of the results.
+        place: Where data are and results go.
         properties: Names of the properties.
         variants: Which of ``crysxpp_mm.benchmarks.methods.NETWORKS``, beside the defaults; all
             without it.
         seeds: Seeds of the splits.
-        say: Where the lines of text go.
-        crystals: The crystals, if they are in memory.
 
     Returns:
         One row a property and variant, as in ``ablations.csv``.
@@ -61,14 +52,13 @@ def run_ablations(
     names = list(NETWORKS) if variants is None else [PRETRAINED, *variants]
     check_names("variants", names, NETWORKS)
     check_names("seeds", seeds)
-    trials = Trials(crystals or load_properties(root, graphs=graphs), out=out, say=say)
+    trials = Trials(place)
     results = trials.results(
         make_run(item.name, FRACTION, seed, name, n_members=1)
         for item, seed, name in product(chosen, seeds, dict.fromkeys(names))
     )
     summary, text = tabulate(results, seeds)
-    write_report(out, "ablations", tables={"ablations": summary}, text=text)
-    say(f"ablations: written to {out}")
+    place.write("ablations", text, ablations=summary)
     return summary
 
 

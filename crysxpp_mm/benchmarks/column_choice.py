@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -12,7 +11,8 @@ import pandas as pd
 from crysxpp_mm.benchmarks.columns import COMMAND
 from crysxpp_mm.benchmarks.data import BenchmarkTable, load_tables
 from crysxpp_mm.benchmarks.folds import Folds, Kind, first_rows, summarize, table_with_ratios
-from crysxpp_mm.benchmarks.pages import RESULTS, markdown_table, model_name, page, write_report
+from crysxpp_mm.benchmarks.pages import markdown_table, model_name, page
+from crysxpp_mm.benchmarks.runner import HERE, Place
 from crysxpp_mm.benchmarks.simple_models import (
     FOLDS,
     QUICK,
@@ -29,11 +29,9 @@ CHOICES: Mapping[str, tuple[bool, tuple[str, ...]]] = {
 
 
 def run_choice(
-    root: str | Path | None = None,
+    place: Place = HERE,
     *,
-    out: str | Path = RESULTS,
     model: str | os.PathLike[str] | None = None,
-    say: Callable[[str], None] = print,
     tables: Mapping[str, BenchmarkTable] | None = None,
     rows: int | None = None,
 ) -> pd.DataFrame:
@@ -43,10 +41,8 @@ def run_choice(
     ``column_choice.md``, and the errors fold by fold, from which a stopped run goes on.
 
     Args:
-        root: The data root.
-        out: The folder of the results.
+        place: Where data are and results go.
         model: Name or path of the model; the default one without it.
-        say: Where the lines of text go.
         tables: Tables that are loaded already, in place of ``root``.
         rows: Only the first rows of every table, for a quick try.
 
@@ -61,21 +57,21 @@ def run_choice(
     from crysxpp_mm.shipped import DEFAULT_MODEL
 
     name = DEFAULT_MODEL if model is None else model
-    loaded = first_rows(load_tables(root) if tables is None else tables, rows)
+    loaded = first_rows(load_tables(place.root) if tables is None else tables, rows)
     featurizer = CrysAEFeaturizer(model=name, device="cpu")
     labels = featurizer.feature_labels()
     embedded = {
         table.name: featurizer.structure_embeddings(table.structures) for table in loaded.values()
     }
-    cache = Folds(Path(out) / "column_choice_folds.csv", QUICK, margin=np.inf)
+    cache = Folds(place.file("column_choice_folds.csv"), QUICK, margin=np.inf)
     with one_blas_thread():
         for choice, (all_layers, moments) in CHOICES.items():
             wanted = _wanted(labels, all_layers, moments)
             blocks = iter([block[:, wanted] for block in embedded.values()])
             kind = Kind(name=choice, what="", embed=lambda _, blocks=blocks: next(blocks))  # type: ignore[misc]
-            cache.score(kind, loaded, say)
+            cache.score(kind, loaded, place.say)
     summary, text = tabulate(cache.finish(), model_name(name))
-    write_report(out, "column_choice", tables={"column_choice": summary}, text=text)
+    place.write("column_choice", text, column_choice=summary)
     return summary
 
 

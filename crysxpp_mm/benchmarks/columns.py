@@ -8,8 +8,7 @@ scored on the fold that was left out.
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -37,15 +36,13 @@ from crysxpp_mm.benchmarks.folds import (
     table_with_ratios,
 )
 from crysxpp_mm.benchmarks.pages import (
-    RESULTS,
     bullets,
     markdown_table,
     model_name,
     page,
     plus_minus,
-    write_report,
 )
-from crysxpp_mm.benchmarks.runner import check_names
+from crysxpp_mm.benchmarks.runner import HERE, Place, check_names
 from crysxpp_mm.benchmarks.simple_models import (
     ALL,
     FOLDS,
@@ -135,11 +132,9 @@ def column_kinds(
 
 
 def run_columns(
-    root: str | Path | None = None,
+    place: Place = HERE,
     *,
-    out: str | Path = RESULTS,
     models: Sequence[str | os.PathLike[str]] | None = None,
-    say: Callable[[str], None] = print,
     seeds: Sequence[int] = RANDOM_SEEDS,
     candidates: Sequence[Candidate] = ALL,
     tables: Mapping[str, BenchmarkTable] | None = None,
@@ -152,11 +147,9 @@ def run_columns(
     made of the same numbers with the same settings and versions are not computed again.
 
     Args:
-        root: The data root, as for ``crysxpp_mm.benchmarks.data.data_root``.
-        out: The folder of the results.
+        place: Where data are and results go.
         models: Names or paths of models, the one that is compared with the controls first; the
             shipped ones without it.
-        say: Where the lines of text go.
         seeds: Seeds of the networks with random weights.
         candidates: Regressors to choose from, the same for every kind of columns.
         tables: Tables that are loaded already, in place of those of ``root``.
@@ -172,21 +165,18 @@ def run_columns(
     """
     check_names("seeds", seeds)
     check_names("candidates", candidates)
-    started = time.monotonic()
     chosen = shipped_models() if models is None else list(models)
-    tables = first_rows(load_tables(root) if tables is None else tables, rows)
+    tables = first_rows(load_tables(place.root) if tables is None else tables, rows)
     calibration = tables["mp2000"].structures[:CALIBRATION_CRYSTALS]
-    kinds = column_kinds(data_root(root), chosen, seeds, calibration)
-    cache = Folds(Path(out) / "columns_folds.csv", candidates)
+    kinds = column_kinds(data_root(place.root), chosen, seeds, calibration)
+    cache = Folds(place.file("columns_folds.csv"), candidates)
     with one_blas_thread():
         for kind in kinds:
-            cache.score(kind, tables, say)
+            cache.score(kind, tables, place.say)
     folds = cache.finish()
     notes = [note for table in tables.values() for note in table.notes]
     summary, differences, text = tabulate(folds, kinds, notes, candidates)
-    found = {"columns": summary, "columns_differences": differences}
-    write_report(out, "columns", tables=found, text=text)
-    say(f"columns: {(time.monotonic() - started) / 60:.1f} minutes; written to {out}")
+    place.write("columns", text, columns=summary, columns_differences=differences)
     return summary
 
 

@@ -21,15 +21,13 @@ from sklearn.base import clone
 
 from crysxpp_mm.benchmarks.data import data_root
 from crysxpp_mm.benchmarks.pages import (
-    RESULTS,
     markdown_table,
     page,
     plus_minus,
     versions,
-    write_report,
 )
-from crysxpp_mm.benchmarks.properties import LabelledCrystals, find_property, load_properties
-from crysxpp_mm.benchmarks.runner import RunTable, check_names, key_of, settings_of
+from crysxpp_mm.benchmarks.properties import LabelledCrystals, find_property
+from crysxpp_mm.benchmarks.runner import HERE, Place, RunTable, check_names, key_of, settings_of
 from crysxpp_mm.benchmarks.statistics import over_seeds
 from crysxpp_mm.compute import one_torch_thread
 from crysxpp_mm.errors import DataError
@@ -139,16 +137,12 @@ def load_experiments(
 
 
 def run_experiment(
-    root: str | Path | None = None,
+    place: Place = HERE,
     *,
-    graphs: str | Path | None = None,
-    out: str | Path = RESULTS,
     models: str | Path = "experiment-models",
     properties: Sequence[str] | None = None,
     seeds: Sequence[int] = SEEDS,
     estimator: CrysXPPRegressor | None = None,
-    say: Callable[[str], None] = print,
-    crystals: LabelledCrystals | None = None,
 ) -> pd.DataFrame:
     """Learn experiments after DFT, and write the tables; an hour or two on one core.
 
@@ -156,15 +150,11 @@ def run_experiment(
     ``experiment_named.csv``. A run that was stopped goes on.
 
     Args:
-        root: The data root, as for ``crysxpp_mm.benchmarks.data.data_root``.
-        graphs: File of the graphs, as for ``load_graphs``.
-        out: The folder of the results.
+        place: Where data are and results go.
         models: The folder of the DFT models, which are kept.
         properties: ``"formation energy"``, ``"band gap"`` or both.
         seeds: Seeds of the splits of the experiments.
         estimator: Its settings; the defaults if None.
-        say: Where the lines of text go.
-        crystals: The crystals, if they are in memory.
 
     Returns:
         One row a property and setting, as in ``experiment.csv``.
@@ -178,21 +168,20 @@ def run_experiment(
     check_names("properties", chosen, known)
     check_names("seeds", seeds)
     settings = clone(estimator or CrysXPPRegressor()).set_params(accelerator="cpu", pbar=False)
-    labelled = crystals or load_properties(root, graphs=graphs)
-    done = RunTable(Path(out) / RUNS)
+    crystals = place.labelled()
+    done = RunTable(place.file(RUNS))
     runs: list[dict[str, Any]] = []
     named: list[pd.DataFrame] = []
     with one_torch_thread():
         for item in (known[name] for name in chosen):
-            data = load_experiments(item, root, labelled)
-            bench = _Bench(item, data, settings, Path(models), say)
+            data = load_experiments(item, place.root, crystals)
+            bench = _Bench(item, data, settings, Path(models), place.say)
             for seed in seeds:
                 runs += done.rows_of(bench.key(seed), partial(bench.runs, seed))
             if item.named:
                 named.append(bench.named_crystals())
     tables, text = tabulate(pd.DataFrame(runs), pd.concat(named) if named else None, seeds)
-    write_report(out, "experiment", tables=tables, text=text)
-    say(f"experiment: written to {out}")
+    place.write("experiment", text, **tables)
     return tables["experiment"]
 
 

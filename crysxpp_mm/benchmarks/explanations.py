@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +10,9 @@ import pandas as pd
 
 from crysxpp_mm.benchmarks.data import load_mp_structures
 from crysxpp_mm.benchmarks.methods import PRETRAINED, estimator_of, make_run
-from crysxpp_mm.benchmarks.pages import RESULTS, markdown_table, page, write_report
-from crysxpp_mm.benchmarks.properties import LabelledCrystals, find_property, load_properties
-from crysxpp_mm.benchmarks.runner import check_names
+from crysxpp_mm.benchmarks.pages import markdown_table, page
+from crysxpp_mm.benchmarks.properties import LabelledCrystals, find_property
+from crysxpp_mm.benchmarks.runner import HERE, Place, check_names
 from crysxpp_mm.benchmarks.small_data import FRACTION
 from crysxpp_mm.compute import one_torch_thread
 from crysxpp_mm.explain import SparsityPath, plot_explanation, plot_sparsity_path, sparsity_path
@@ -30,14 +30,10 @@ COMMAND = "crysxpp benchmark explanations"
 
 
 def run_explanations(
-    root: str | Path | None = None,
+    place: Place = HERE,
     *,
-    graphs: str | Path | None = None,
-    out: str | Path = RESULTS,
     figures: Mapping[str, Mapping[str, str]] = FIGURES,
     path_property: str = PATH_PROPERTY,
-    say: Callable[[str], None] = print,
-    crystals: LabelledCrystals | None = None,
 ) -> pd.DataFrame:
     """Draw what each crystal switches on in the selector, and tabulate what its parts contribute.
 
@@ -46,13 +42,9 @@ def run_explanations(
     a crystal, ``sparsity_path.csv`` and ``sparsity_path.png``.
 
     Args:
-        root: The data root, as for ``crysxpp_mm.benchmarks.data.data_root``.
-        graphs: File of the graphs, as for ``load_graphs``.
-        out: The folder of the results.
+        place: Where data are and results go.
         figures: Names or paths of predictors, each with its crystals.
         path_property: Name of the property of the path.
-        say: Where the lines of text go.
-        crystals: The crystals of the path, if they are in memory.
 
     Returns:
         One row a crystal: the prediction, the baseline, and what each property contributes.
@@ -63,31 +55,28 @@ def run_explanations(
         UnknownModelError: a predictor is not there.
     """
     check_names("figures", list(figures))
-    folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
-    table, sections = _explain(root, figures, folder)
-    path, learned = learn_path(crystals or load_properties(root, graphs=graphs), path_property)
+    Path(place.out).mkdir(parents=True, exist_ok=True)
+    table, sections = _explain(place, figures)
+    path, learned = learn_path(place.labelled(), path_property)
     drawn: Any = plot_sparsity_path(path).figure
-    drawn.savefig(folder / "sparsity_path.png", dpi=110)
-    tables = {"explanations": table, "sparsity_path": learned}
+    drawn.savefig(place.file("sparsity_path.png"), dpi=110)
     text = _page(table, sections, learned, path_property)
-    write_report(out, "explanations", tables=tables, text=text)
-    say(f"explanations: written to {out}")
+    place.write("explanations", text, explanations=table, sparsity_path=learned)
     return table
 
 
 def _explain(
-    root: str | Path | None, figures: Mapping[str, Mapping[str, str]], folder: Path
+    place: Place, figures: Mapping[str, Mapping[str, str]]
 ) -> tuple[pd.DataFrame, list[str]]:
     """Contributions, one row a crystal, and a section of the page with a picture for each."""
     rows, sections = [], []
     for name, shown in figures.items():
         model = load_model(name)
-        structures = load_mp_structures(root, list(shown.values()))
+        structures = load_mp_structures(place.root, list(shown.values()))
         for (formula, material_id), structure in zip(shown.items(), structures, strict=True):
             picture = f"explanation-{model.target_names_[0].replace('_', '-')}-{formula}.png"
             figure: Any = plot_explanation(model.explain(structure)).figure
-            figure.savefig(folder / picture, dpi=110)
+            figure.savefig(place.file(picture), dpi=110)
             parts = model.contributions(structure)
             rows.append(
                 {

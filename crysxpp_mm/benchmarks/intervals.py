@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,14 +18,20 @@ from sklearn.base import clone
 
 from crysxpp_mm.benchmarks.data import TARGETS, BenchmarkTable, Target, load_tables
 from crysxpp_mm.benchmarks.pages import (
-    RESULTS,
     bullets,
     markdown_table,
     page,
     versions,
-    write_report,
 )
-from crysxpp_mm.benchmarks.runner import RunTable, check_names, key_of, one_thread, settings_of
+from crysxpp_mm.benchmarks.runner import (
+    HERE,
+    Place,
+    RunTable,
+    check_names,
+    key_of,
+    one_thread,
+    settings_of,
+)
 from crysxpp_mm.errors import SettingsError
 from crysxpp_mm.estimators import CrysXPPRegressor
 from crysxpp_mm.graph.arrays import CrystalGraphs
@@ -50,13 +55,11 @@ BY_DISTANCE = {
 
 
 def run_intervals(
-    root: str | Path | None = None,
+    place: Place = HERE,
     *,
-    out: str | Path = RESULTS,
     targets: Sequence[str] = TARGET_NAMES,
     n_splits: int = N_SPLITS,
     estimator: CrysXPPRegressor | None = None,
-    say: Callable[[str], None] = print,
 ) -> pd.DataFrame:
     """Measure coverage and the use of the domain; about an hour on one core.
 
@@ -64,12 +67,10 @@ def run_intervals(
     goes on: what the last of these has is not computed again.
 
     Args:
-        root: The data root, as for ``crysxpp_mm.benchmarks.data.data_root``.
-        out: The folder of the results.
+        place: Where data are and results go.
         targets: Names of targets of ``crysxpp_mm.benchmarks.data``.
         n_splits: Random splits of each table.
         estimator: Its settings; the defaults if None.
-        say: Where the lines of text go.
 
     Returns:
         One row a target, as in ``intervals.csv``.
@@ -83,16 +84,17 @@ def run_intervals(
     if n_splits < 1:
         raise SettingsError(f"n_splits must be at least 1, got {n_splits}.")
     chosen = [known[name] for name in targets]
-    tables = load_tables(root, names=list(dict.fromkeys(target.table for target in chosen)))
+    tables = load_tables(place.root, names=list(dict.fromkeys(target.table for target in chosen)))
     settings = clone(estimator or CrysXPPRegressor()).set_params(accelerator="cpu", pbar=False)
-    done = RunTable(Path(out) / RUNS)
+    done = RunTable(place.file(RUNS))
     rows: list[dict[str, Any]] = []
     with one_thread():
         for target in chosen:
-            rows += _splits(target, tables[target.table], settings, range(n_splits), done, say)
+            rows += _splits(
+                target, tables[target.table], settings, range(n_splits), done, place.say
+            )
     summary, text = tabulate(pd.DataFrame(rows), n_splits, settings.n_members)
-    write_report(out, "intervals", tables={"intervals": summary}, text=text)
-    say(f"intervals: written to {out}")
+    place.write("intervals", text, intervals=summary)
     return summary
 
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import product
-from pathlib import Path
 
 import pandas as pd
 
 from crysxpp_mm.benchmarks.methods import METHODS, UNTRAINED, Run, make_run
-from crysxpp_mm.benchmarks.pages import RESULTS, markdown_table, page, write_report
-from crysxpp_mm.benchmarks.properties import LabelledCrystals, find_property, load_properties
+from crysxpp_mm.benchmarks.pages import markdown_table, page
+from crysxpp_mm.benchmarks.properties import find_property
+from crysxpp_mm.benchmarks.runner import HERE, Place
 from crysxpp_mm.benchmarks.small_data import (
     DIFFERENCES,
     SEEDS,
@@ -31,17 +31,13 @@ COMMAND = "crysxpp benchmark small-data --curves"
 
 
 def run_label_curves(
-    root: str | Path | None = None,
+    place: Place = HERE,
     *,
-    graphs: str | Path | None = None,
-    out: str | Path = RESULTS,
     properties: Sequence[str] = PROPERTY_NAMES,
     fractions: Sequence[float] = FRACTIONS,
     seeds: Sequence[int] = SEEDS,
     n_members: int = 1,
     methods: Sequence[str] = METHODS,
-    say: Callable[[str], None] = print,
-    crystals: LabelledCrystals | None = None,
 ) -> pd.DataFrame:
     """Learn from more and more labels; as a table and a figure.
 
@@ -50,16 +46,12 @@ def run_label_curves(
     curves, of all methods, stands on the page as well: a run of hours can be made in parts.
 
     Args:
-        root: The data root, as for ``crysxpp_mm.benchmarks.data.data_root``.
-        graphs: File of the graphs, as for ``load_properties``.
-        out: The folder of the results.
+        place: Where data are and results go.
         properties: Names of the properties.
         fractions: Shares of the labelled crystals that are learned from.
         seeds: Seeds of the splits.
         n_members: Networks of an ensemble.
         methods: Names of what is compared.
-        say: Where the lines of text go.
-        crystals: The crystals, if they are in memory.
 
     Returns:
         One row a property, fraction and method, as in ``label_curves.csv``.
@@ -70,7 +62,7 @@ def run_label_curves(
     """
     chosen = [find_property(name).name for name in properties]
     check_settings(seeds, n_members, methods)
-    trials = Trials(crystals or load_properties(root, graphs=graphs), out=out, say=say)
+    trials = Trials(place)
 
     def runs(name: str, fraction: float, seed: int) -> list[Run]:
         return [make_run(name, fraction, seed, method, n_members) for method in methods]
@@ -84,9 +76,8 @@ def run_label_curves(
     )
     found = [[trials.found(run) for run in runs(*point)] for point in points]
     summary, text = tabulate(pd.DataFrame([row for rows in found if all(rows) for row in rows]))
-    write_report(out, "label_curves", tables={"label_curves": summary}, text=text)
-    draw_label_curves(summary).savefig(Path(out) / "label_curves.png")
-    say(f"label curves: written to {out}")
+    place.write("label_curves", text, label_curves=summary)
+    draw_label_curves(summary).savefig(place.file("label_curves.png"))
     return summary
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,16 +19,15 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from crysxpp_mm.benchmarks.methods import MAGPIE, fit_simple_model, magpie_of_formulas
-from crysxpp_mm.benchmarks.pages import RESULTS, markdown_table, page, write_report
+from crysxpp_mm.benchmarks.pages import markdown_table, page
 from crysxpp_mm.benchmarks.properties import (
     SETTINGS_CHOSEN,
     LabelledCrystals,
     Property,
     Split,
     find_property,
-    load_properties,
 )
-from crysxpp_mm.benchmarks.runner import check_names
+from crysxpp_mm.benchmarks.runner import HERE, Place, check_names
 from crysxpp_mm.compute import one_torch_thread
 from crysxpp_mm.estimators import CrysXPPClassifier, CrysXPPRegressor
 from crysxpp_mm.model_zoo import MODEL_FILE, load_model
@@ -183,17 +182,13 @@ PREDICTORS = (
 
 
 def run_predictors(
-    root: str | Path | None = None,
+    place: Place = HERE,
     *,
-    graphs: str | Path | None = None,
     folder: str | Path = "pretrained",
-    out: str | Path = RESULTS,
     names: Sequence[str] | None = None,
     n_members: int | None = None,
     max_epochs: int | None = None,
     seed: int = 0,
-    say: Callable[[str], None] = print,
-    crystals: LabelledCrystals | None = None,
 ) -> pd.DataFrame:
     """Train the predictors that are not in ``folder`` yet, and write the table of all.
 
@@ -201,16 +196,12 @@ def run_predictors(
     stopped goes on from its last epoch.
 
     Args:
-        root: The data root, as for ``crysxpp_mm.benchmarks.data.data_root``.
-        graphs: File of the graphs, as for ``load_graphs``.
+        place: Where data are and results go.
         folder: Where the predictors go.
-        out: The folder of the results.
         names: Which predictors; all without it.
         n_members: Networks of each; what ``PREDICTORS`` says if None.
         max_epochs: Epochs of each; what ``PREDICTORS`` says if None.
         seed: Of the split, the weights and the order.
-        say: Where the lines of text go.
-        crystals: The crystals, if they are in memory.
 
     Returns:
         One row a predictor and method, as in ``predictors.csv``.
@@ -222,13 +213,13 @@ def run_predictors(
     known = {item.name: item for item in PREDICTORS}
     chosen = list(known) if names is None else list(names)
     check_names("names", chosen, known)
-    labelled = crystals or load_properties(root, graphs=graphs)
+    crystals = place.labelled()
     target = Path(folder)
     with one_torch_thread():
         for predictor in (known[name] for name in chosen):
-            place = target / predictor.name
-            if (place / MODEL_FILE).exists():
-                say(f"{predictor.name}: it is there; remove {place} to train it anew")
+            path = target / predictor.name
+            if (path / MODEL_FILE).exists():
+                place.say(f"{predictor.name}: it is there; remove {path} to train it anew")
                 continue
             started = time.monotonic()
             settings = {
@@ -236,11 +227,10 @@ def run_predictors(
                 "max_epochs": max_epochs or predictor.max_epochs,
                 "seed": seed,
             }
-            _release(predictor, labelled, place, settings=settings)
-            say(f"{predictor.name}: {(time.monotonic() - started) / 60:.0f} minutes")
+            _release(predictor, crystals, path, settings=settings)
+            place.say(f"{predictor.name}: {(time.monotonic() - started) / 60:.0f} minutes")
     table, text = tabulate(target)
-    write_report(out, "predictors", tables={"predictors": table}, text=text)
-    say(f"predictors: written to {target} and {out}")
+    place.write("predictors", text, predictors=table)
     return table
 
 

@@ -7,7 +7,7 @@ of ``columns.md`` from their columns.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -27,9 +27,9 @@ from crysxpp_mm.benchmarks.folds import (
     summarize,
     table_with_ratios,
 )
-from crysxpp_mm.benchmarks.pages import RESULTS, bullets, markdown_table, page, write_report
+from crysxpp_mm.benchmarks.pages import bullets, markdown_table, page
 from crysxpp_mm.benchmarks.properties import load_graphs
-from crysxpp_mm.benchmarks.runner import check_names, one_thread
+from crysxpp_mm.benchmarks.runner import HERE, Place, check_names, one_thread
 from crysxpp_mm.benchmarks.simple_models import FOLDS, QUICK
 from crysxpp_mm.data.store import GraphStore
 from crysxpp_mm.errors import SettingsError
@@ -69,14 +69,11 @@ WHAT = {
 
 
 def run_pretraining(
-    root: str | Path | None = None,
+    place: Place = HERE,
     *,
-    graphs: str | Path | None = None,
-    out: str | Path = RESULTS,
     runs: str | Path = "pretraining-runs",
     variants: Sequence[str] | None = None,
     epochs: int = EPOCHS,
-    say: Callable[[str], None] = print,
     store: GraphStore | None = None,
     rows: int | None = None,
 ) -> pd.DataFrame:
@@ -86,14 +83,11 @@ def run_pretraining(
     stopped goes on.
 
     Args:
-        root: The data root, as for ``crysxpp_mm.benchmarks.data.data_root``.
-        graphs: File of the graphs, as for ``load_properties``.
-        out: The folder of the results.
+        place: Where data are and results go.
         runs: The folder of the pretrainings, one folder each.
         variants: Names of the variants, the one that the others are compared with first; all
             without it.
         epochs: Epochs of each.
-        say: Where the lines of text go.
         store: The crystals to pretrain on, if they are in memory.
         rows: Only the first rows of every table, for a quick try.
 
@@ -108,20 +102,19 @@ def run_pretraining(
     check_names("variants", names, VARIANTS)
     if epochs < 1:
         raise SettingsError(f"epochs must be at least 1, got {epochs}.")
-    crystals = store or load_graphs(root, graphs=graphs)
-    tables = first_rows(load_tables(root), rows)
-    cache = Folds(Path(out) / "pretraining_folds.csv", QUICK, margin=np.inf)
+    crystals = store or load_graphs(place.root, graphs=place.graphs)
+    tables = first_rows(load_tables(place.root), rows)
+    cache = Folds(place.file("pretraining_folds.csv"), QUICK, margin=np.inf)
     with one_thread():
         for number, name in enumerate(names):
             model = _pretrained(name, crystals, Path(runs), epochs)
-            say(f"{name}: {epochs} epochs, validation loss {model.metadata['results']}")
+            place.say(f"{name}: {epochs} epochs, validation loss {model.metadata['results']}")
             if number == 0:
-                cache.score(_random_kind(model, tables), tables, say)
+                cache.score(_random_kind(model, tables), tables, place.say)
             embed = partial(learned_columns, model=model)
-            cache.score(Kind(name=name, what=WHAT[name], embed=embed), tables, say)
+            cache.score(Kind(name=name, what=WHAT[name], embed=embed), tables, place.say)
     summary, text = tabulate(cache.finish(), names, epochs, len(crystals))
-    write_report(out, "pretraining", tables={"pretraining": summary}, text=text)
-    say(f"pretraining: written to {out}")
+    place.write("pretraining", text, pretraining=summary)
     return summary
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from crysxpp_mm.benchmarks.pages import RESULTS, write_report
+from crysxpp_mm.benchmarks.properties import LabelledCrystals, load_properties
 from crysxpp_mm.benchmarks.simple_models import one_blas_thread
 from crysxpp_mm.compute import one_torch_thread
 from crysxpp_mm.errors import SettingsError
@@ -57,6 +60,41 @@ def key_of(facts: str, arrays: Iterable[np.ndarray], *, shapes: bool = False) ->
             total.update(f"{array.dtype}{array.shape}".encode())
         total.update(np.ascontiguousarray(array).tobytes())
     return total.hexdigest()[:16]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Data that a benchmark reads, and the folder that it writes into.
+
+    Attributes:
+        root: The data root, as for ``crysxpp_mm.benchmarks.data.data_root``.
+        graphs: File of the graphs, as for ``load_graphs``.
+        out: The folder of the results.
+        say: Function that takes lines of text.
+        crystals: The labelled crystals, if they are in memory.
+    """
+
+    root: str | Path | None = None
+    graphs: str | Path | None = None
+    out: str | Path = RESULTS
+    say: Callable[[str], None] = print
+    crystals: LabelledCrystals | None = None
+
+    def labelled(self) -> LabelledCrystals:
+        """The labelled crystals, read now if they are not in memory."""
+        return self.crystals or load_properties(self.root, graphs=self.graphs)
+
+    def file(self, name: str) -> Path:
+        """A file in the folder of the results."""
+        return Path(self.out) / name
+
+    def write(self, name: str, text: str, **tables: pd.DataFrame) -> None:
+        """Write a page and its tables, as ``write_report`` does, and tell where."""
+        write_report(self.out, name, tables=tables, text=text)
+        self.say(f"{name.replace('_', ' ')}: written to {self.out}")
+
+
+HERE = Place()
 
 
 @contextmanager

@@ -6,8 +6,7 @@ are taken from the training rows, and the test rows are read once, by the finish
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pandas as pd
@@ -31,24 +30,20 @@ from crysxpp_mm.benchmarks.methods import (
     make_run,
 )
 from crysxpp_mm.benchmarks.pages import (
-    RESULTS,
     bullets,
     markdown_table,
     one_column_each,
     page,
     plus_minus,
-    write_report,
 )
 from crysxpp_mm.benchmarks.properties import (
     PROPERTIES,
     SETTINGS_CHOSEN,
     TEST_FRACTION,
-    LabelledCrystals,
     Property,
     find_property,
-    load_properties,
 )
-from crysxpp_mm.benchmarks.runner import check_names
+from crysxpp_mm.benchmarks.runner import HERE, Place, check_names
 from crysxpp_mm.benchmarks.statistics import difference_by_seed, over_seeds
 from crysxpp_mm.benchmarks.trials import RUNS, Trials
 from crysxpp_mm.errors import SettingsError
@@ -66,18 +61,14 @@ COMMAND = "crysxpp benchmark small-data"
 
 
 def run_small_data(
-    root: str | Path | None = None,
+    place: Place = HERE,
     *,
-    graphs: str | Path | None = None,
-    out: str | Path = RESULTS,
     properties: Sequence[str] | None = None,
     seeds: Sequence[int] = SEEDS,
     n_members: int = N_MEMBERS,
     methods: Sequence[str] = METHODS,
     longer: Sequence[str] = LONGER_PROPERTIES,
     element_control: bool = True,
-    say: Callable[[str], None] = print,
-    crystals: LabelledCrystals | None = None,
 ) -> pd.DataFrame:
     """Learn every property from 20 % of the labels, and write the table; hours on one core.
 
@@ -85,9 +76,7 @@ def run_small_data(
     stopped goes on: what ``small_data_runs.csv`` has is not computed again.
 
     Args:
-        root: The data root, as for ``crysxpp_mm.benchmarks.data.data_root``.
-        graphs: File of the graphs, as for ``load_properties``.
-        out: The folder of the results.
+        place: Where data are and results go.
         properties: Names of the properties; all seven without it.
         seeds: Seeds of the splits.
         n_members: Networks of an ensemble.
@@ -95,8 +84,6 @@ def run_small_data(
         longer: Names of properties that networks are trained longer on as well.
         element_control: Whether CrysXPP, if it is among the methods, learns every property with
             the other choice of ``element_channel`` as well.
-        say: Where the lines of text go.
-        crystals: The crystals, if they are in memory.
 
     Returns:
         One row a property and method, as in ``small_data.csv``.
@@ -109,7 +96,7 @@ def run_small_data(
     check_settings(seeds, n_members, methods)
     trained_longer = {find_property(name) for name in longer}
     others = element_control and PRETRAINED in methods
-    trials = Trials(crystals or load_properties(root, graphs=graphs), out=out, say=say)
+    trials = Trials(place)
     runs = [
         make_run(item.name, FRACTION, seed, method, n_members)
         for item in chosen
@@ -117,8 +104,7 @@ def run_small_data(
         for method in (*methods, *_controls(item, item in trained_longer, others))
     ]
     summary, text = tabulate(trials.results(runs), seeds)
-    write_report(out, "small_data", tables={"small_data": summary}, text=text)
-    say(f"small data: written to {out}")
+    place.write("small_data", text, small_data=summary)
     return summary
 
 

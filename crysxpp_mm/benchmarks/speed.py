@@ -24,7 +24,8 @@ import torch
 from pymatgen.core import Lattice, Structure
 
 from crysxpp_mm.benchmarks.data import load_tables
-from crysxpp_mm.benchmarks.pages import RESULTS, markdown_table, model_name, page, write_report
+from crysxpp_mm.benchmarks.pages import markdown_table, model_name, page
+from crysxpp_mm.benchmarks.runner import HERE, Place
 from crysxpp_mm.benchmarks.simple_models import magpie_featurizer
 from crysxpp_mm.compute import one_torch_thread
 from crysxpp_mm.graph.converter import CrystalGraphConverter
@@ -446,20 +447,16 @@ def _peak_megabytes() -> float:
 
 
 def run_speed(
-    root: str | Path | None = None,
+    place: Place = HERE,
     *,
-    out: str | Path = RESULTS,
     model: str = "crysae-mp-v1",
-    say: Callable[[str], None] = print,
     scale: float = 1.0,
 ) -> pd.DataFrame:
     """Run the whole benchmark and write ``speed.csv`` and ``speed.md``; about five minutes.
 
     Args:
-        root: The data root, as for ``crysxpp_mm.benchmarks.data.data_root``.
-        out: The folder of the results.
+        place: Where data are and results go.
         model: Name or path of the weights.
-        say: Where the lines of text go.
         scale: Share of the rows and crystals to use, for a quick try; 1 for results that count.
 
     Returns:
@@ -471,7 +468,7 @@ def run_speed(
     """
     from crysxpp_mm.featurizers import CrysAEFeaturizer
 
-    structures = load_tables(root, names=["mp2000"])["mp2000"].structures
+    structures = load_tables(place.root, names=["mp2000"])["mp2000"].structures
     structures = structures[: max(20, int(len(structures) * scale))]
     featurizer = CrysAEFeaturizer(model=model, device="cpu")
     measures: list[Measure] = []
@@ -495,7 +492,9 @@ def run_speed(
             measures += new
             for measure in new:
                 goal = f"   (asked: {measure.goal})" if measure.goal else ""
-                say(f"{measure.part}: {measure.measure}: {measure.value:.4g} {measure.unit}{goal}")
+                place.say(
+                    f"{measure.part}: {measure.measure}: {measure.value:.4g} {measure.unit}{goal}"
+                )
     table = pd.DataFrame([{**asdict(m), "reached": m.reached} for m in measures])
     shown = table.assign(
         value=[f"{value:.4g}" for value in table["value"]],
@@ -509,7 +508,7 @@ def run_speed(
         markdown_table(shown),
         f"Model {model_name(model)}; {_processor()}.",
     )
-    write_report(Path(out), "speed", tables={"speed": table}, text=text)
+    place.write("speed", text, speed=table)
     return table
 
 

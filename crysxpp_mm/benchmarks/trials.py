@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict, fields, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,8 +27,8 @@ from crysxpp_mm.benchmarks.methods import (
     magpie_of_formulas,
 )
 from crysxpp_mm.benchmarks.pages import versions
-from crysxpp_mm.benchmarks.properties import LabelledCrystals, Property, Rows, Split, find_property
-from crysxpp_mm.benchmarks.runner import RunTable, key_of, one_thread, settings_of
+from crysxpp_mm.benchmarks.properties import Property, Rows, Split, find_property
+from crysxpp_mm.benchmarks.runner import Place, RunTable, key_of, one_thread, settings_of
 from crysxpp_mm.elements import N_FEATURES
 from crysxpp_mm.estimators.transforms import get_transform
 
@@ -40,19 +39,15 @@ class Trials:
     """Methods trained and tested on splits of crystals, each once.
 
     Args:
-        crystals: What is learned from.
-        out: Folder of the results; a run that it has is not made again.
-        say: Where the lines of text go.
+        place: What is learned from, and the folder of the results; a run that it has is not made
+            again.
     """
 
-    def __init__(
-        self, crystals: LabelledCrystals, *, out: str | Path, say: Callable[[str], None]
-    ) -> None:
-        self.crystals = crystals
-        self.out = Path(out)
-        self.say = say
+    def __init__(self, place: Place) -> None:
+        self.place = place
+        self.crystals = place.labelled()
         columns = [*(field.name for field in fields(Run)), "mae_with_columns"]
-        self.runs = RunTable(self.out / RUNS, columns=columns)
+        self.runs = RunTable(place.file(RUNS), columns=columns)
         self._columns: dict[str, NDArray[np.floating]] = {}
         self._simple: dict[Run, tuple[Values, str]] = {}
 
@@ -81,7 +76,7 @@ class Trials:
             else self._simple_model(run, item, labels, rows)
         )
         seconds = round(time.monotonic() - started)
-        self.say(
+        self.place.say(
             f"{run.property}, {run.fraction:.0%}, seed {run.seed}: {run.method}: "
             f"{scores['mae']:.4g} {item.error_unit}   ({seconds} s)"
         )
@@ -110,7 +105,7 @@ class Trials:
         self, run: Run, item: Property, labels: Values, rows: Split, key: str
     ) -> dict[str, Any]:
         """Train an ensemble and test it, and each of its networks alone."""
-        checkpoints = self.out / f"checkpoints-{key}"
+        checkpoints = self.place.file(f"checkpoints-{key}")
         estimator = estimator_of(run).set_params(checkpoint_dir=checkpoints)
         estimator.fit(self.crystals.graphs.select(rows.train), labels[rows.train])
         graphs = self.crystals.graphs.select(rows.test)
@@ -168,7 +163,7 @@ class Trials:
     def _columns_of(self, method: str) -> NDArray[np.floating]:
         """Columns of all crystals, made once."""
         if method not in self._columns:
-            self.say(f"columns of {len(self.crystals.table)} crystals: {method}")
+            self.place.say(f"columns of {len(self.crystals.table)} crystals: {method}")
             make = magpie_of_formulas if method == MAGPIE else learned_columns
             self._columns[method] = make(self.crystals)
         return self._columns[method]
