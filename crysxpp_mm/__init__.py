@@ -16,9 +16,10 @@ if TYPE_CHECKING:
     from crysxpp_mm.estimators import CrysXPPClassifier, CrysXPPRegressor, ElemNetRegressor
     from crysxpp_mm.featurizers import CrysAEFeaturizer, CrysXPPFeaturizer, check_featurizer
     from crysxpp_mm.graph.converter import CrystalGraphConverter
-    from crysxpp_mm.model_zoo import list_models, load_model
+    from crysxpp_mm.model_zoo import load_model
     from crysxpp_mm.models.crysae import CrysAE
     from crysxpp_mm.models.crysxpp import CrysXPP
+    from crysxpp_mm.shipped import list_models
 
 __all__ = [
     "CrysAE",
@@ -47,7 +48,7 @@ _HOMES = {
     "CrystalGraphDataset": "crysxpp_mm.data.dgl_dataset",
     "ElemNetRegressor": "crysxpp_mm.estimators",
     "check_featurizer": "crysxpp_mm.featurizers",
-    "list_models": "crysxpp_mm.model_zoo",
+    "list_models": "crysxpp_mm.shipped",
     "load_model": "crysxpp_mm.model_zoo",
 }
 

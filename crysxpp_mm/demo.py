@@ -18,7 +18,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from crysxpp_mm.errors import DataError
-from crysxpp_mm.model_zoo import DEFAULT_MODEL
+from crysxpp_mm.shipped import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from pymatgen.core import Composition

@@ -44,10 +44,6 @@ class ModelFileError(CrysXPPError, ValueError):
     """A model file is damaged, foreign or of a later format; the message names the file."""
 
 
-class NetworkOutputError(CrysXPPError, ValueError):
-    """The network gave numbers that are not finite for a structure."""
-
-
 class UnknownModelError(CrysXPPError, ValueError):
     """There is no shipped model of that name and no file at that path."""
 

@@ -12,12 +12,12 @@ import pandas as pd
 
 from crysxpp_mm.errors import SettingsError
 from crysxpp_mm.estimators.base import NetworkSource, PropertyEstimator
-from crysxpp_mm.model_zoo import load_model
 from crysxpp_mm.models.crysae import CrysAE
 from crysxpp_mm.models.crysxpp import CrysXPP
 from crysxpp_mm.models.property import PropertyModel
 from crysxpp_mm.serialization import weights_to_dict
 from crysxpp_mm.settings import flag, not_negative, share, whole_number
+from crysxpp_mm.shipped import load_autoencoder
 from crysxpp_mm.training.options import FitOptions
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ class CrysXPPEstimator(CrysXPPFitOptions, PropertyEstimator):
             )
         model = self.pretrained
         if isinstance(model, str | os.PathLike):
-            model = load_model(model)
+            model = load_autoencoder(model)
         if not isinstance(model, CrysAE):
             raise SettingsError(
                 "pretrained must be the name of a CrysAE, the path of a saved one, a CrysAE object "
