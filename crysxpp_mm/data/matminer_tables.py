@@ -65,20 +65,22 @@ def _download(name: str, path: Path, *, url: str) -> None:
     """Let matminer download a file; all of it or nothing is there afterwards."""
     from matminer.datasets import load_dataset
 
+    complete = False
     try:
-        # What matminer prints is no result. Its wrong-hash warning comes before a minute's wait.
+        # What matminer prints is not a result. Its wrong-hash warning comes before a minute's wait.
         with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
             warnings.filterwarnings("error", message=".*hash of downloaded file does not match.*")
             load_dataset(name, data_home=str(path.parent))
-    except BaseException as error:
-        path.unlink(missing_ok=True)
-        if not isinstance(error, Exception):
-            raise  # Ctrl-C
+        complete = True
+    except (OSError, ValueError, TypeError, LookupError, RuntimeError, Warning) as error:
         raise DataError(
             f"the data set {name!r} is not in {path.parent} and cannot be downloaded "
             f"({type(error).__name__}). Without a network: get {url} on another machine, save it "
             f"as {path}, and load it again (data_home or MATMINER_DATA names another folder)."
         ) from error
+    finally:
+        if not complete:  # after Ctrl-C as well
+            path.unlink(missing_ok=True)
 
 
 def structure_column(df: pd.DataFrame) -> str:

@@ -172,6 +172,19 @@ class EstimatorDocument(SavedDocument):
             estimator.metadata_ = {k: v for k, v in metadata.items() if k not in _COMPUTED}
         return estimator
 
+    @staticmethod
+    def _check_state(
+        members: list[Any], targets: Targets, names: list[str], curve: pd.DataFrame
+    ) -> None:
+        """Raise if members, targets and learning curve do not belong together."""
+        if not members or {member.n_targets for member in members} != {targets.n_outputs}:
+            raise ModelFileError(
+                f"the model has no members, or not all have {targets.n_outputs} outputs, as its "
+                "targets ask."
+            )
+        if len(targets.columns) != len(names) or not set(curve) >= CURVE_COLUMNS:
+            raise ModelFileError("the targets or the learning curve lack columns.")
+
     def _take_state(self, state: dict[str, Any]) -> None:
         try:
             members = [self._model_class.from_dict(member) for member in state.pop("members")]
@@ -191,13 +204,7 @@ class EstimatorDocument(SavedDocument):
                 f"the state of the model lacks {error}; if another version of crysxpp_mm wrote "
                 "it, fit it again."
             ) from error
-        if not members or {member.n_targets for member in members} != {targets.n_outputs}:
-            raise ModelFileError(
-                f"the model has no members, or not all have {targets.n_outputs} outputs, as its "
-                "targets ask."
-            )
-        if len(columns) != len(names) or not set(curve) >= CURVE_COLUMNS:
-            raise ModelFileError("the targets or the learning curve lack columns.")
+        self._check_state(members, targets, names, curve)
         self.calibration_ = None
         if calibration is not None:
             self.calibration_ = Calibration.from_plain(calibration, n_targets=members[0].n_targets)

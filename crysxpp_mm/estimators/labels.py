@@ -42,20 +42,26 @@ def label_columns(y: object) -> LabelColumns:
     elif isinstance(y, pd.Series):
         found = LabelColumns([y], None if y.name is None else [y.name], True)
     else:
-        try:
-            array = np.ma.filled(y.astype(np.float64), np.nan) if np.ma.isMA(y) else np.asarray(y)
-        except ValueError as error:
-            raise DataError(f"y is not a table of numbers: {error}") from error
-        if array.dtype.kind in "US":  # numpy makes texts of numbers beside a text
-            array = np.array(y, dtype=object)
-        if array.ndim not in (1, 2):
-            raise DataError(f"y must have one or two dimensions, got {array.ndim}.")
+        array = _array(y)
         table = array[:, None] if array.ndim == 1 else array
         columns = [pd.Series(table[:, i]) for i in range(table.shape[1])]
         found = LabelColumns(columns, None, array.ndim == 1)
     if not found.columns:
         raise DataError("y has no columns.")
     return found
+
+
+def _array(y: Any) -> NDArray[Any]:
+    """Turn labels that are not of pandas into an array of one or two dimensions."""
+    try:
+        array = np.ma.filled(y.astype(np.float64), np.nan) if np.ma.isMA(y) else np.asarray(y)
+    except ValueError as error:
+        raise DataError(f"y is not a table of numbers: {error}") from error
+    if array.dtype.kind in "US":  # numpy makes texts of numbers beside a text
+        array = np.array(y, dtype=object)
+    if array.ndim not in (1, 2):
+        raise DataError(f"y must have one or two dimensions, got {array.ndim}.")
+    return array
 
 
 def read_numbers(y: object, crystals: CrystalRows) -> NDArray[np.float64]:

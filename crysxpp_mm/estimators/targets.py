@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -19,7 +19,12 @@ from crysxpp_mm.estimators.labels import (
     read_classes,
     read_numbers,
 )
-from crysxpp_mm.estimators.transforms import TRANSFORMS, choose_transforms, get_transform
+from crysxpp_mm.estimators.transforms import (
+    TRANSFORMS,
+    choose_transforms,
+    get_transform,
+    one_per_target,
+)
 from crysxpp_mm.notices import warn_user
 
 
@@ -153,7 +158,7 @@ class NumberTargets(Targets):
         return cls(
             columns=columns,
             transforms=choose_transforms(transform, names),
-            units=_unit_list(units, names),
+            units=[str(unit or "") for unit in one_per_target("units", units, names)],
             one_dimensional=found.one_dimensional,
         )
 
@@ -449,21 +454,3 @@ def _column_names(found: list[Any] | None, n_targets: int, target_names: Any) ->
     if len(set(names)) < len(names):
         raise SettingsError(f"two targets have one name: {', '.join(names)}.")
     return columns
-
-
-def _unit_list(
-    units: str | Sequence[str] | Mapping[str, str] | None, names: list[str]
-) -> list[str]:
-    """Give every target its unit, empty where there is none."""
-    if units is None:
-        return [""] * len(names)
-    if isinstance(units, Mapping):
-        if unknown := [name for name in units if name not in names]:
-            raise SettingsError(f"units names the target {unknown[0]!r}, which y does not have.")
-        return [str(units.get(name, "")) for name in names]
-    if isinstance(units, str):
-        return [units] * len(names)
-    listed = [str(unit) for unit in units]
-    if len(listed) != len(names):
-        raise SettingsError(f"units has {len(listed)} entries for {len(names)} targets.")
-    return listed

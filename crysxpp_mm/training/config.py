@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from monty.json import MSONable
 from monty.serialization import loadfn
+from ruamel.yaml.error import YAMLError
 
 from crysxpp_mm.errors import SettingsError
 from crysxpp_mm.losses import LossWeights
@@ -24,7 +25,7 @@ def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     try:
         content = loadfn(Path(path), cls=None) or {}
-    except Exception as error:
+    except (OSError, ValueError, TypeError, YAMLError) as error:
         raise SettingsError(f"{path} cannot be read as YAML or JSON: {error}") from error
     if not isinstance(content, dict):
         raise SettingsError(f"{path} must map names of settings to values.")

@@ -233,10 +233,7 @@ def fit_model(
         KeyboardInterrupt, SystemExit: Ctrl-C, SIGTERM; with a folder, the same call goes on from
             the last epoch.
     """
-    if not len(rows.train):
-        raise DataError("there are no crystals to learn from.")
-    if len(np.intersect1d(rows.train, rows.held_out)):
-        raise DataError("a crystal is in the training and in the validation set.")
+    _check_rows(rows)
     folder = None if checkpoint_dir is None else Path(checkpoint_dir)
     resume = folder is not None and check_run(folder, {"run_id": run_id})
     if folder is not None and (folder / MODEL).exists():
@@ -245,15 +242,12 @@ def fit_model(
         order = np.random.default_rng([options.seed, 2]).permutation(len(rows.train))
         model.prepare(graphs.select(rows.train[order]))
     model.train()
-    first = 0 if options.patience is not None else int(SETTLED * options.max_epochs)
-    curves, best = CurveRecorder(folder), KeepBest(MONITOR, first=first)
+    curves, best = CurveRecorder(folder), KeepBest(MONITOR, first=_first_epoch(options))
     callbacks: list[Callback] = [curves, best]
     if len(rows.held_out) and options.patience is not None:
         callbacks.append(Patience(MONITOR, patience=options.patience, strict=False))
-    if folder is not None:
-        callbacks.append(SaveCheckpoint(folder))
-    if label is not None:
-        callbacks.append(EpochBar(label))
+    callbacks += [] if folder is None else [SaveCheckpoint(folder)]
+    callbacks += [] if label is None else [EpochBar(label)]
     run_training(
         FitModule(model, objective, options, continuing=continuing),
         LabelledData(model, graphs, torch.as_tensor(targets, dtype=objective.dtype), options, rows),
@@ -270,6 +264,18 @@ def fit_model(
         curve.to_csv(folder / CURVES, index=False)
         write_document(model.as_dict(), folder / MODEL)
     return curve
+
+
+def _check_rows(rows: FitRows) -> None:
+    if not len(rows.train):
+        raise DataError("there are no crystals to learn from.")
+    if len(np.intersect1d(rows.train, rows.held_out)):
+        raise DataError("a crystal is in the training and in the validation set.")
+
+
+def _first_epoch(options: FitOptions) -> int:
+    """Return the first epoch that may be the best."""
+    return 0 if options.patience is not None else int(SETTLED * options.max_epochs)
 
 
 def _read_back(model: PropertyModel[Any], folder: Path) -> pd.DataFrame:
