@@ -119,8 +119,9 @@ def run_training(
         FloatingPointError: the loss is no longer finite.
         KeyboardInterrupt, SystemExit: Ctrl-C, SIGTERM.
     """
-    auto = options.accelerator in (None, "auto")
-    accelerator = default_device() if auto else options.accelerator
+    accelerator = options.accelerator
+    if accelerator is None or accelerator == "auto":
+        accelerator = default_device()
     alone = options.devices in (1, "1")
     checkpoint = options.folder is not None and options.resume
     with (
