@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from crysxpp_mm.compute import default_device, one_torch_thread
 from crysxpp_mm.errors import SettingsError
 from crysxpp_mm.graph.arrays import CrystalGraphs
 from crysxpp_mm.graph.batch import atom_batches
 from crysxpp_mm.models.crysxpp import CrysXPP
+from crysxpp_mm.compute import default_device, one_torch_thread
 
 BATCH_ATOMS = 4096
 """Sites that go through a network at once."""

@@ -34,7 +34,6 @@ from sklearn.utils import Tags, TransformerTags
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from crysxpp_mm.compute import default_device, one_torch_thread
 from crysxpp_mm.errors import (
     CrysXPPError,
     SettingsError,
@@ -45,6 +44,7 @@ from crysxpp_mm.graph.backend import Graph
 from crysxpp_mm.graph.batch import atom_batches
 from crysxpp_mm.graph.converter import CrystalGraphConverter, _read
 from crysxpp_mm.model_zoo import load_model
+from crysxpp_mm.compute import default_device, one_torch_thread
 
 logger = logging.getLogger(__name__)
 

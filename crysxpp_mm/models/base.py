@@ -9,7 +9,6 @@ from typing import Any, Self
 import torch
 from torch import nn
 
-from crysxpp_mm.compute import cpu_by_default
 from crysxpp_mm.errors import ModelFileError
 from crysxpp_mm.graph.arrays import CrystalGraphs
 from crysxpp_mm.graph.backend import Backend, Graph
@@ -26,6 +25,7 @@ from crysxpp_mm.serialization import (
     reading_model,
     weights_to_dict,
 )
+from crysxpp_mm.compute import cpu_by_default
 from crysxpp_mm.version import __version__
 
 

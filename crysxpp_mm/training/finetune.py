@@ -21,6 +21,12 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
+from crysxpp_mm.errors import DataError, SettingsError
+from crysxpp_mm.graph.arrays import CrystalGraphs
+from crysxpp_mm.graph.backend import Graph
+from crysxpp_mm.graph.batch import atom_batches
+from crysxpp_mm.models.crysxpp import CrysXPP, FeatureSelector
+from crysxpp_mm.serialization import read_document, write_document
 from crysxpp_mm.compute import (
     cpu_by_default,
     default_device,
@@ -28,12 +34,6 @@ from crysxpp_mm.compute import (
     no_cuda_in_fork,
     one_torch_thread,
 )
-from crysxpp_mm.errors import DataError, SettingsError
-from crysxpp_mm.graph.arrays import CrystalGraphs
-from crysxpp_mm.graph.backend import Graph
-from crysxpp_mm.graph.batch import atom_batches
-from crysxpp_mm.models.crysxpp import CrysXPP, FeatureSelector
-from crysxpp_mm.serialization import read_document, write_document
 from crysxpp_mm.training.checkpoints import (
     CHECKPOINT,
     MODEL,

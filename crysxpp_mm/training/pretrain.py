@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from crysxpp_mm.compute import cpu_by_default, one_torch_thread
 from crysxpp_mm.errors import DataError, SettingsError
 from crysxpp_mm.graph.arrays import CrystalGraphs
 from crysxpp_mm.graph.converter import CrystalGraphConverter
 from crysxpp_mm.losses import ReconstructionLoss, reconstruction_loss
 from crysxpp_mm.models.crysae import CrysAE
+from crysxpp_mm.compute import cpu_by_default, one_torch_thread
 from crysxpp_mm.training.batches import EpochOfBatches, PretrainBatch
 from crysxpp_mm.training.checkpoints import (
     CHECKPOINT,
