@@ -31,7 +31,7 @@ __all__ = [
     "shipped_predictors",
 ]
 
-PREDICTORS = ("CrysXPPRegressor", "CrysXPPClassifier")
+PREDICTORS = ("CrysXPPRegressor", "CrysXPPClassifier", "ElemNetRegressor")
 """Classes of ``crysxpp_mm.estimators`` that a model file may hold; add a new one here."""
 
 
@@ -49,8 +49,8 @@ def load_model(name: str | os.PathLike[str]) -> Any:
         name: One of ``list_models()["name"]``, or a file that ``save`` wrote.
 
     Returns:
-        A fresh ``CrysAE`` on the CPU, in evaluation mode, or the fitted ``CrysXPPRegressor`` or
-        ``CrysXPPClassifier`` that was saved.
+        A fresh ``CrysAE`` on the CPU, in evaluation mode, or the fitted estimator that was
+        saved, such as a ``CrysXPPRegressor``.
 
     Raises:
         UnknownModelError: there is neither.

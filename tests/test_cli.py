@@ -23,7 +23,7 @@ from crysxpp_mm.cli import app
 from crysxpp_mm.data import sources
 from crysxpp_mm.data.store import GraphStore, build_store
 from crysxpp_mm.errors import SettingsError
-from crysxpp_mm.featurizers import base
+from crysxpp_mm.featurizers import resident
 
 COMMANDS = (
     "demo",
@@ -447,7 +447,7 @@ def test_models_are_printed(monkeypatch):
 
 
 def test_installation_without_models_says_so(cifs, monkeypatch, tmp_path):
-    base._loaded.cache_clear()  # another test may have loaded a model
+    resident._loaded.cache_clear()  # another test may have loaded a model
     monkeypatch.setattr("crysxpp_mm.shipped.importlib.resources.files", lambda name: tmp_path)
     monkeypatch.setattr("crysxpp_mm.shipped.__file__", str(tmp_path / "a" / "b.py"))
     for command in (("models",), ("demo", "--out", tmp_path / "demo"), ("featurize", cifs)):

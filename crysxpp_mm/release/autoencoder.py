@@ -23,8 +23,7 @@ from crysxpp_mm.release.cards import (
     seven_digits,
 )
 from crysxpp_mm.serialization import write_document
-from crysxpp_mm.training.checkpoints import MODEL
-from crysxpp_mm.training.curves import CURVES, PICTURE
+from crysxpp_mm.training.checkpoints import CURVES, MODEL, PICTURE
 
 REBUILT = {
     "bond_existence_accuracy": "bond existence, accuracy over ordered pairs",

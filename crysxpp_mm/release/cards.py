@@ -10,7 +10,7 @@ from pymatgen.core import Lattice, Structure
 from torch import nn
 
 from crysxpp_mm.graph.converter import CrystalGraphConverter
-from crysxpp_mm.training.curves import CURVES, PICTURE
+from crysxpp_mm.training.checkpoints import CURVES, PICTURE
 
 CARD = "README.md"
 GOLDEN = "golden.json"

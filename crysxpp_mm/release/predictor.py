@@ -11,11 +11,13 @@ from typing import Any, cast
 
 import numpy as np
 import pandas as pd
+from sklearn.base import is_classifier
 from sklearn.utils.validation import check_is_fitted
 
 from crysxpp_mm.errors import DataError, SettingsError
-from crysxpp_mm.estimators import CrysXPPClassifier, CrysXPPRegressor
+from crysxpp_mm.estimators.base import PropertyEstimator
 from crysxpp_mm.estimators.transforms import choose_transforms
+from crysxpp_mm.plots import plot_curves
 from crysxpp_mm.release.cards import (
     CARD,
     GOLDEN,
@@ -27,9 +29,7 @@ from crysxpp_mm.release.cards import (
 )
 from crysxpp_mm.serialization import write_document
 from crysxpp_mm.shipped import MODEL_FILE, is_path
-from crysxpp_mm.training.curves import CURVES, PICTURE, plot_curves
-
-Predictor = CrysXPPRegressor | CrysXPPClassifier
+from crysxpp_mm.training.checkpoints import CURVES, PICTURE
 
 THIS_MODEL = "this model"
 """What the column ``method`` of the results calls the model that is shipped."""
@@ -37,7 +37,7 @@ MAX_BYTES = 5_000_000
 """Largest model file that is shipped."""
 
 
-def golden_predictions(estimator: Predictor) -> dict[str, dict[str, float]]:
+def golden_predictions(estimator: PropertyEstimator) -> dict[str, dict[str, float]]:
     """Predictions for the golden crystals, to seven digits.
 
     Returns:
@@ -47,7 +47,7 @@ def golden_predictions(estimator: Predictor) -> dict[str, dict[str, float]]:
     """
     crystals = golden_crystals()
     table = pd.Series(list(crystals.values()), index=list(crystals), dtype=object)
-    if isinstance(estimator, CrysXPPClassifier):
+    if is_classifier(estimator):
         probabilities = estimator.predict_proba(table)
         predicted = pd.DataFrame(probabilities, index=table.index, columns=estimator.classes_)
     elif len(estimator.members_) == 1:
@@ -63,7 +63,7 @@ def golden_predictions(estimator: Predictor) -> dict[str, dict[str, float]]:
 
 
 def write_predictor_release(
-    estimator: Predictor,
+    estimator: PropertyEstimator,
     folder: str | os.PathLike[str],
     *,
     title: str,
@@ -163,7 +163,7 @@ def write_predictor_release(
 
 def predictor_card(
     name: str,
-    estimator: Predictor,
+    estimator: PropertyEstimator,
     results: pd.DataFrame,
     *,
     summary: str,
@@ -212,11 +212,11 @@ def predictor_card(
 # What is checked.
 
 
-def _metric(estimator: Predictor) -> str:
+def _metric(estimator: PropertyEstimator) -> str:
     return "accuracy" if hasattr(estimator, "classes_") else "mae"
 
 
-def _check_results(results: pd.DataFrame, estimator: Predictor) -> pd.DataFrame:
+def _check_results(results: pd.DataFrame, estimator: PropertyEstimator) -> pd.DataFrame:
     """The results with a column of targets.
 
     Raises:
@@ -237,7 +237,9 @@ def _check_results(results: pd.DataFrame, estimator: Predictor) -> pd.DataFrame:
     return results
 
 
-def _check_ids(train_ids: Sequence[str], test_ids: Sequence[str], estimator: Predictor) -> None:
+def _check_ids(
+    train_ids: Sequence[str], test_ids: Sequence[str], estimator: PropertyEstimator
+) -> None:
     """Refuse ids that cannot be those of the crystals.
 
     Raises:
@@ -261,7 +263,7 @@ def _hash_of(ids: Iterable[str]) -> str:
 # What is written.
 
 
-def _settings(estimator: Predictor) -> dict[str, Any]:
+def _settings(estimator: PropertyEstimator) -> dict[str, Any]:
     """Arguments of the estimator; a CrysAE that was given as an object is left out."""
     settings: dict[str, Any] = dict(estimator.as_dict()["settings"])
     if isinstance(settings.get("pretrained"), Mapping):
@@ -269,14 +271,14 @@ def _settings(estimator: Predictor) -> dict[str, Any]:
     return settings
 
 
-def _changed(estimator: Predictor) -> dict[str, Any]:
+def _changed(estimator: PropertyEstimator) -> dict[str, Any]:
     """Settings that are not the defaults."""
     defaults = _settings(type(estimator)())
     mine = _settings(estimator)
     return {k: v for k, v in mine.items() if k != "pbar" and v != defaults[k]}
 
 
-def _origin(estimator: Predictor) -> str:
+def _origin(estimator: PropertyEstimator) -> str:
     """Start of the encoder, for the card."""
     weights = estimator.members_[0].metadata.get("pretrained")
     if not weights:
@@ -285,7 +287,7 @@ def _origin(estimator: Predictor) -> str:
     return f"{estimator.pretrained if named else 'a CrysAE'}, weights `{weights}`"
 
 
-def _predicts(estimator: Predictor) -> list[str]:
+def _predicts(estimator: PropertyEstimator) -> list[str]:
     targets = estimator.target_names_
     if hasattr(estimator, "classes_"):
         return [f"{targets[0]}, one of {', '.join(map(str, estimator.classes_.tolist()))}"]
@@ -296,7 +298,7 @@ def _predicts(estimator: Predictor) -> list[str]:
     ]
 
 
-def _units(estimator: Predictor) -> dict[str, str]:
+def _units(estimator: PropertyEstimator) -> dict[str, str]:
     """Unit of every target, empty if it has none."""
     targets = estimator.target_names_
     return dict(zip(targets, getattr(estimator, "units_", [""] * len(targets)), strict=True))
