@@ -554,7 +554,9 @@ def test_save_and_load(fitted, fitted_classifier, tmp_path):
     assert list(load_model(path).predict(SALTS)) == list(fitted_classifier.predict(SALTS))
     with pytest.raises(SettingsError, match="got a CrysXPPClassifier"):
         CrysAEFeaturizer(model=path).featurize(SALTS[0])
-    with pytest.raises(SettingsError, match="is a CrysXPPClassifier; an encoder comes from a CrysAE"):
+    with pytest.raises(
+        SettingsError, match="is a CrysXPPClassifier; an encoder comes from a CrysAE"
+    ):
         regressor(pretrained=path).fit(SALTS, Y)
 
 
