@@ -37,7 +37,10 @@ html_show_sourcelink = False
 html_theme_options = {
     "navbar_align": "left",
     "header_links_before_dropdown": 7,
-    "secondary_sidebar_items": ["page-toc"],
+    "secondary_sidebar_items": {  # wide tables get its room
+        name: ["page-toc"]
+        for name in ("index", "faq", "api/**", "concepts/**", "how-to/**", "tutorials/**")
+    },
     "footer_start": ["copyright"],
     "footer_end": ["sphinx-version"],
 }
