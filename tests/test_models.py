@@ -475,7 +475,7 @@ def test_foreign_files_are_refused(tmp_path, crysae):
     for content, message in (
         ("[]", "holds no model"),
         ("{", "damaged"),
-        ('{"@class": "Structure"}', "no model of this package"),
+        ('{"@class": "Structure"}', "not a model of this package"),
     ):
         path.write_text(content)
         with pytest.raises(ModelFileError, match=message):
