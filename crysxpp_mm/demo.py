@@ -78,6 +78,10 @@ def prototype_crystals() -> pd.DataFrame:
     Returns:
         Columns ``name``, ``formula``, ``mineral``, ``prototype``, ``strukturbericht``,
         ``chemistry``, ``n_sites`` and ``structure``.
+
+    Example:
+        >>> len(prototype_crystals())
+        288
     """
     from pymatgen.analysis.prototypes import AFLOW_PROTOTYPE_LIBRARY
 
@@ -103,7 +107,13 @@ def prototype_crystals() -> pd.DataFrame:
 
 
 def chemistry_class(composition: Composition) -> str:
-    """One of :data:`CLASSES` for a composition, by its most electronegative non-metal."""
+    """One of :data:`CLASSES` for a composition, by its most electronegative non-metal.
+
+    Example:
+        >>> from pymatgen.core import Composition
+        >>> chemistry_class(Composition("CaTiO3"))
+        'oxides'
+    """
     elements = composition.elements
     if len(elements) == 1:
         return "elements"

@@ -56,6 +56,10 @@ def model_path(name: str) -> Path:
 
     Raises:
         UnknownModelError: there is no model of that name; the message lists those there are.
+
+    Example:
+        >>> model_path("crysae-mp-v1").name
+        'model.json.gz'
     """
     names = _names()
     if name not in names:
@@ -67,7 +71,12 @@ def model_path(name: str) -> Path:
 
 
 def is_path(name: str | os.PathLike[str]) -> bool:
-    """Tell whether a model is named by the path of its file, not as a shipped one."""
+    """Tell whether a model is named by the path of its file, not as a shipped one.
+
+    Example:
+        >>> is_path("crysae-mp-v1"), is_path("runs/mine.json.gz")
+        (False, True)
+    """
     text = os.fspath(name)
     return isinstance(name, os.PathLike) or os.sep in text or text.endswith((".json", ".gz"))
 
@@ -80,6 +89,10 @@ def find_model(name: str | os.PathLike[str]) -> Path:
 
     Raises:
         UnknownModelError: there is neither.
+
+    Example:
+        >>> find_model("crysxpp-metal").parent.name
+        'crysxpp-metal'
     """
     if is_path(name) or (Path(name).is_file() and os.fspath(name) not in _names()):
         path = Path(name)
@@ -143,6 +156,10 @@ def list_models() -> pd.DataFrame:
         ``test_accuracy``, the share of them whose class is right; ``hidden_dim`` and ``n_convs``
         of the encoder; ``path``. What is not known or makes no sense for a model is None, NaN or
         empty.
+
+    Example:
+        >>> list_models().set_index("name").loc["crysxpp-band-gap", "unit"]
+        'eV'
     """
     return pd.DataFrame([_facts(folder) for folder in _shipped()])
 
@@ -152,6 +169,10 @@ def shipped_predictors() -> list[str]:
 
     Raises:
         UnknownModelError: the installation has none.
+
+    Example:
+        >>> "crysxpp-band-gap" in shipped_predictors()
+        True
     """
     rows = [_facts(folder) for folder in _shipped()]
     names = [row["name"] for row in rows if row["target"]]

@@ -84,12 +84,12 @@ MEASURED = (
 
 @dataclass(frozen=True)
 class Experiments:
-    """What was measured and what was computed, row by row of the DFT table.
+    """Measured and computed values, row by row of the DFT table.
 
     Attributes:
         crystals: All crystals, with the DFT labels.
         dft: DFT labels, shape ``(n,)``, NaN where unknown.
-        measured: Experiments, shape ``(n,)``, NaN where there is none.
+        measured: Experiments, shape ``(n,)``, NaN where nothing was measured.
         named: Rows of the crystals of Table 4 that have an experiment.
     """
 

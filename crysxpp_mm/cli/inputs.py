@@ -51,7 +51,7 @@ def find_source(
 
 
 class Crystals:
-    """What a command computes on: structures, or the graphs of a store.
+    """Input of a command: structures, or the graphs of a store.
 
     Attributes:
         names: Name of each crystal.

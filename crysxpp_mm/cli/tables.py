@@ -56,7 +56,7 @@ def join_columns(
     *,
     label: str,
 ) -> pd.DataFrame:
-    """What is written: the other columns of a table or the names, the new ones, the errors.
+    """Join the columns to write: those of the table or the names, the new ones, the errors.
 
     Args:
         names: Name of each crystal.

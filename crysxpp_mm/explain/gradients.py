@@ -125,6 +125,13 @@ def contributions(
     Raises:
         SettingsError: ``n_points`` is no whole number of at least 1.
         StructureTypeError, UnknownElementError, StructureError: not a crystal.
+
+    Example:
+        >>> from pymatgen.core import Lattice, Structure
+        >>> salt = Structure(Lattice.cubic(3.5), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
+        >>> found = contributions([CrysXPP.random(hidden_dim=4, n_convs=1)], salt)
+        >>> abs(found.gap) < 1e-3
+        True
     """
     points = POINTS if n_points is None else (whole_number("n_points", n_points, at_least=1),)
     graphs = members[0].converter.convert(structure)

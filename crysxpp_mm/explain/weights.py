@@ -23,6 +23,10 @@ def selector_weights(members: Sequence[CrysXPP]) -> NDArray[np.float64]:
 
     Raises:
         NoSelectorError: the model has no selector.
+
+    Example:
+        >>> selector_weights([CrysXPP.random(hidden_dim=4, n_convs=1)]).shape
+        (92,)
     """
     weights = [model.selector.weight for model in members if model.selector is not None]
     if len(weights) < len(members):
@@ -39,6 +43,11 @@ def feature_weights(members: Sequence[CrysXPP]) -> pd.DataFrame:
 
     Raises:
         NoSelectorError: the model has no selector.
+
+    Example:
+        >>> table = feature_weights([CrysXPP.random(hidden_dim=4, n_convs=1)])
+        >>> list(table.columns)
+        ['column', 'property', 'bin', 'unit', 'weight']
     """
     rows = [
         {"column": info.column, "property": info.property, "bin": info.bin, "unit": info.unit}
@@ -62,6 +71,12 @@ def explain(members: Sequence[CrysXPP], structure: Any) -> pd.DataFrame:
     Raises:
         NoSelectorError: the model has no selector.
         StructureTypeError, UnknownElementError, StructureError: not a crystal.
+
+    Example:
+        >>> from pymatgen.core import Lattice, Structure
+        >>> salt = Structure(Lattice.cubic(3.5), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
+        >>> explain([CrysXPP.random(hidden_dim=4, n_convs=1)], salt).loc["Na", "group"] == 1
+        True
     """
     weights = selector_weights(members)
     graphs = members[0].converter.convert(structure)

@@ -23,6 +23,11 @@ def plot_learning_curve(source: Any, *, axes: Axes | None = None) -> Axes:
 
     Raises:
         DataError: there is no curve in ``source``.
+
+    Example:
+        >>> from crysxpp_mm import load_model
+        >>> plot_learning_curve(load_model("crysxpp-bulk-modulus")).get_xlabel()
+        'epoch'
     """
     table = getattr(source, "learning_curve_", source)
     if not isinstance(table, pd.DataFrame) or not {"epoch", "train_loss", "kept"} <= set(

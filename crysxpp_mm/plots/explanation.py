@@ -29,6 +29,12 @@ def plot_explanation(explanation: pd.DataFrame, *, axes: Axes | None = None) -> 
 
     Raises:
         DataError: it is no such table.
+
+    Example:
+        >>> from pymatgen.core import Lattice, Structure
+        >>> salt = Structure(Lattice.cubic(3.5), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
+        >>> from crysxpp_mm import load_model
+        >>> axes = plot_explanation(load_model("crysxpp-bulk-modulus").explain(salt))
     """
     known = [item.name for item in PROPERTIES]
     if not isinstance(explanation, pd.DataFrame) or list(explanation.columns) != known:
@@ -105,6 +111,12 @@ def plot_contributions(found: Contributions, *, axes: Axes | None = None) -> Axe
     Args:
         found: What ``contributions`` gave.
         axes: Where to draw; axes of a new figure if None.
+
+    Example:
+        >>> from pymatgen.core import Lattice, Structure
+        >>> salt = Structure(Lattice.cubic(3.5), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
+        >>> from crysxpp_mm import load_model
+        >>> axes = plot_contributions(load_model("crysxpp-bulk-modulus").contributions(salt))
     """
     steps = found.by_property()
     steps = steps.loc[steps.abs().sort_values(ascending=False, kind="stable").index]
