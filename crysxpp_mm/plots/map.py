@@ -107,8 +107,8 @@ def draw_map(
 
     Example:
         >>> points = np.array([[0.0, 0.0], [1.0, 1.0]])
-        >>> map_ = draw_map(points, classes=["a", "b"], labels=["NaCl", "Si"], title="Two")
-        >>> len(map_.axes)
+        >>> figure = draw_map(points, classes=["a", "b"], labels=["NaCl", "Si"], title="Two")
+        >>> len(figure.axes)
         1
     """
     order = list(class_order or sorted(set(classes)))
