@@ -55,7 +55,7 @@ class DemoResult:
 
     Attributes:
         folder: Where the files are.
-        features: ``features.csv``: one row a crystal, its columns after its name.
+        features: ``features.csv``: one row per crystal, its columns after its name.
         picture: ``map.png``.
         source: ``crystals.json.gz``: the crystals, as a table that ``crysxpp featurize`` takes.
         n_crystals: Number of crystals.
@@ -132,7 +132,7 @@ def run_demo(
     pbar: bool = True,
     limit: int | None = None,
 ) -> DemoResult:
-    """Featurize the prototype crystals, draw a map of them, say what was done.
+    """Featurize the prototype crystals, draw a map of them, and report the results.
 
     Args:
         out: The folder to write into; it is made if it does not exist.

@@ -168,7 +168,7 @@ def describe_column(column: int) -> ColumnInfo:
 
 
 def element_properties(element: str | int) -> dict[str, str | None]:
-    """The bin of each property of an element; None where the table knows no value.
+    """Look up the bin of each property of an element; None where the table has no value.
 
     Args:
         element: Symbol or atomic number.

@@ -53,7 +53,7 @@ def load_model(name: str | os.PathLike[str]) -> Any:
         saved, such as a ``CrysXPPRegressor``.
 
     Raises:
-        UnknownModelError: there is neither.
+        UnknownModelError: no shipped model has that name, and no such file exists.
         ModelFileError: the file is damaged, foreign or of a later format.
 
     Example:

@@ -55,7 +55,7 @@ def model_path(name: str) -> Path:
     """File of a shipped model.
 
     Raises:
-        UnknownModelError: there is no model of that name; the message lists those there are.
+        UnknownModelError: no shipped model has that name; the message lists the names.
 
     Example:
         >>> model_path("crysae-mp-v1").name
@@ -88,7 +88,7 @@ def find_model(name: str | os.PathLike[str]) -> Path:
         name: One of ``list_models()["name"]``, or the path of a file.
 
     Raises:
-        UnknownModelError: there is neither.
+        UnknownModelError: no shipped model has that name, and no such file exists.
 
     Example:
         >>> find_model("crysxpp-metal").parent.name
@@ -113,7 +113,7 @@ def load_autoencoder(name: str | os.PathLike[str]) -> CrysAE:
         A fresh model on the CPU, in evaluation mode.
 
     Raises:
-        UnknownModelError: there is neither.
+        UnknownModelError: no shipped model has that name, and no such file exists.
         SettingsError: the model is of another class.
         ModelFileError: the file is damaged, foreign or of a later format.
 
@@ -146,7 +146,7 @@ def build_model(kind: Any, document: Mapping[str, Any], path: Path) -> Any:
 
 
 def list_models() -> pd.DataFrame:
-    """Tabulate the shipped models, one a row.
+    """List the shipped models in a table, one per row.
 
     Returns:
         Columns ``name``; ``kind``, the class; ``description``; ``target`` and ``unit`` of a
@@ -168,7 +168,7 @@ def shipped_predictors() -> list[str]:
     """Names of the shipped models that predict properties, sorted.
 
     Raises:
-        UnknownModelError: the installation has none.
+        UnknownModelError: the installation ships no predictor.
 
     Example:
         >>> "crysxpp-band-gap" in shipped_predictors()

@@ -73,7 +73,7 @@ def run_intervals(
         estimator: Its settings; the defaults if None.
 
     Returns:
-        One row a target, as in ``intervals.csv``.
+        One row per target, as in ``intervals.csv``.
 
     Raises:
         DataError: the data are missing.
@@ -180,10 +180,10 @@ def summarize(splits: pd.DataFrame) -> pd.DataFrame:
     """Means over the splits.
 
     Args:
-        splits: One row a target and split.
+        splits: One row per target and split.
 
     Returns:
-        One row a target: the mean of every column, ``std_coverage_...`` over the splits, and the
+        One row per target: the mean of every column, ``std_coverage_...`` over the splits, and the
         errors by distance as means over all crystals of all splits.
     """
     rows = []
@@ -212,7 +212,7 @@ def tabulate(splits: pd.DataFrame, n_splits: int, n_members: int) -> tuple[pd.Da
     """Make the table and the page of finished splits.
 
     Args:
-        splits: One row a target and split.
+        splits: One row per target and split.
         n_splits: Splits of each target.
         n_members: Networks of an ensemble.
     """

@@ -54,7 +54,7 @@ def run_label_curves(
         methods: Names of what is compared.
 
     Returns:
-        One row a property, fraction and method, as in ``label_curves.csv``.
+        One row per property, fraction and method, as in ``label_curves.csv``.
 
     Raises:
         DataError: the data are missing, or there is no property of a name.

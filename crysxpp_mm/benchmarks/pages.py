@@ -90,10 +90,10 @@ def one_column_each(
     index: Sequence[str],
     form: str = ".3g ± .1g",
 ) -> pd.DataFrame:
-    """Errors as text, one column a method; the least of a row in bold.
+    """Errors as text, one column per method; the least of a row in bold.
 
     Args:
-        summary: One row a method and ``index``, with ``mae`` and ``std``.
+        summary: One row per method and ``index``, with ``mae`` and ``std``.
         by: Column that names the method.
         first: What stands in front, from the rows of an index.
         index: Columns that tell rows of the table apart.

@@ -165,7 +165,7 @@ class LabelledCrystals:
 
     Attributes:
         graphs: Their graphs.
-        table: One row a crystal, with the columns of ``mp_properties.csv``.
+        table: One row per crystal, with the columns of ``mp_properties.csv``.
         development: Which of them are development crystals.
         data_hash: sha256 of the store that the graphs are from.
     """

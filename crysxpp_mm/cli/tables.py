@@ -61,7 +61,7 @@ def join_columns(
     Args:
         names: Name of each crystal.
         table: The other columns of the crystals' table, if they have one.
-        columns: What was computed, a row a crystal.
+        columns: What was computed, a row per crystal.
         errors: Why a row has no numbers, empty where it has; no such column if None.
         label: Where the crystals come from.
 

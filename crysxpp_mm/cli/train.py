@@ -219,7 +219,7 @@ def _fit(
 
 
 def _tell_training(estimator: CrysXPPRegressor | CrysXPPClassifier) -> list[str]:
-    """Say how the training went, a line a member."""
+    """Say how the training went, a line per member."""
     told = []
     curves = estimator.learning_curve_.groupby("member")
     for member, (_, curve) in enumerate(curves):

@@ -36,7 +36,7 @@ def selector_weights(members: Sequence[CrysXPP]) -> NDArray[np.float64]:
 
 
 def feature_weights(members: Sequence[CrysXPP]) -> pd.DataFrame:
-    """The selector's weights as a table, one row a column of the node features.
+    """The selector's weights as a table, one row per column of the node features.
 
     Returns:
         Columns ``column``, ``property``, ``bin``, ``unit``, ``weight``.
@@ -66,7 +66,7 @@ def explain(members: Sequence[CrysXPP], structure: Any) -> pd.DataFrame:
 
     Returns:
         Index ``element``: symbols in the order of the sites; columns: the nine properties; NaN
-        where the table of node features knows no value.
+        where the table of node features has no value.
 
     Raises:
         NoSelectorError: the model has no selector.
@@ -100,7 +100,7 @@ class SparsityPath:
     """The selector as it thins out while the L1 term of Eq. 10 grows.
 
     Attributes:
-        weights: One row a value of lambda_1, one column a column of the node features.
+        weights: One row per value of lambda_1, one column per column of the node features.
         results: By lambda_1: ``n_zero``, the columns that are exactly off, and ``score``, the
             model's score on the test crystals (NaN without them).
     """

@@ -117,7 +117,7 @@ class CrysAEFeaturizer(BatchedFeaturizer):
                 model.
 
         Raises:
-            SettingsError: there is no such preset.
+            SettingsError: the preset is unknown.
 
         Example:
             >>> len(CrysAEFeaturizer.from_preset("last-layer-mean").feature_labels())

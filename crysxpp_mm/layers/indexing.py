@@ -14,7 +14,7 @@ UNORDERED = frozenset({"cuda"})
 
 
 def take_rows(rows: Tensor, index: Tensor) -> Tensor:
-    """``rows[index]``, whose gradient is summed in a fixed order.
+    """Take ``rows[index]``, with a gradient that is summed in a fixed order.
 
     Args:
         rows: Shape ``(n, ...)``.

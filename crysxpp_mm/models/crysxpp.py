@@ -58,7 +58,7 @@ class CrysXPPSettings(FitSettings, Protocol):
 
 
 class FeatureSelector(nn.Module):
-    """One weight a column of the node features, ``x' = zeta * x``; all start at 1."""
+    """One weight per column of the node features, ``x' = zeta * x``; all start at 1."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""From node embeddings to one row a crystal."""
+"""From node embeddings to one row per crystal."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def pool(graph: Graph, layers: Sequence[Tensor], moments: Sequence[str] = MOMENT
         layer moment by moment.
 
     Raises:
-        SettingsError: there is no such moment.
+        SettingsError: a moment is unknown.
 
     Example:
         >>> from pymatgen.core import Lattice, Structure

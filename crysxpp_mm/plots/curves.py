@@ -85,10 +85,10 @@ def plot_curves(table: pd.DataFrame) -> Figure:
 
 
 def draw_label_curves(summary: pd.DataFrame) -> Figure:
-    """Draw the error against the number of labels, a panel a property, a line a method.
+    """Draw the error against the number of labels, one panel per property, one line per method.
 
     Args:
-        summary: One row a property, method and number of labels, with the columns ``property``,
+        summary: One row per property, method and number of labels, with the columns ``property``,
             ``unit``, ``method``, ``n_train``, ``mae`` and ``std`` (over the seeds, drawn as bars).
 
     Returns:
