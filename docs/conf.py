@@ -65,7 +65,7 @@ python_use_unqualified_type_names = True
 
 
 def gather(pattern: str, folder: str, name: str = "{0.name}") -> None:
-    """Copy files into a folder of the site, if they have changed.
+    """Copy files into a folder of the site, with their times, so that Sphinx sees what changed.
 
     Args:
         pattern: Of the files, from the root of the repository.
@@ -74,13 +74,11 @@ def gather(pattern: str, folder: str, name: str = "{0.name}") -> None:
     """
     (HERE / folder).mkdir(exist_ok=True)
     for source in sorted(ROOT.glob(pattern)):
-        copy = HERE / folder / name.format(source)
-        if not copy.exists() or copy.read_bytes() != source.read_bytes():
-            shutil.copyfile(source, copy)
+        shutil.copy2(source, HERE / folder / name.format(source))
 
 
-for generated in ("tutorials", "models", "results"):
-    shutil.rmtree(HERE / generated, ignore_errors=True)
+for gathered in ("tutorials", "models", "results"):
+    shutil.rmtree(HERE / gathered, ignore_errors=True)
 gather("notebooks/*.ipynb", "tutorials")
 gather("pretrained/*/README.md", "models", "{0.parent.name}.md")
 gather("crysxpp_mm/benchmarks/results/*.md", "results")
