@@ -21,7 +21,7 @@ from joblib.externals.loky import ProcessPoolExecutor
 from pymatgen.core import IStructure, Structure
 
 from crysxpp_mm.errors import DataError, SettingsError
-from crysxpp_mm.graph.converter import without_code
+from crysxpp_mm.graph.crystal import without_code
 
 StructureLike: TypeAlias = IStructure | Mapping[str, Any]
 """A Structure, or the dictionary that ``Structure.as_dict`` makes."""

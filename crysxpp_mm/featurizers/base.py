@@ -42,7 +42,8 @@ from crysxpp_mm.errors import (
 from crysxpp_mm.graph.arrays import CrystalGraphs
 from crysxpp_mm.graph.backend import Graph
 from crysxpp_mm.graph.batch import atom_batches
-from crysxpp_mm.graph.converter import CrystalGraphConverter, _read
+from crysxpp_mm.graph.converter import CrystalGraphConverter
+from crysxpp_mm.graph.crystal import read_crystal
 from crysxpp_mm.model_zoo import load_model
 from crysxpp_mm.compute import default_device, one_torch_thread
 
@@ -700,7 +701,7 @@ def _read_each(structures: Sequence[Any]) -> tuple[list[int], list[Any], dict[in
     errors: dict[int, Exception] = {}
     for position, structure in enumerate(structures):
         try:
-            crystals.append(_read(structure))
+            crystals.append(read_crystal(structure))
             positions.append(position)
         except Exception as error:  # matminer's contract: any error is the error of a row
             errors[position] = error
@@ -717,15 +718,7 @@ def _builder(
     """
 
     def build(crystals: list[Any]) -> tuple[CrystalGraphs, dict[int, Exception]]:
-        kept, pairs = [], []
-        errors: dict[int, Exception] = {}
-        for position, crystal in enumerate(crystals):
-            try:
-                pairs.append(converter._neighbors(crystal))
-                kept.append(crystal)
-            except Exception as error:  # as above
-                errors[position] = error
-        return converter._assemble(kept, pairs), errors
+        return converter.build(crystals)
 
     return build
 
