@@ -103,7 +103,7 @@ def read_crystal(structure: Any) -> Crystal:
         np.array(structure.lattice.matrix, dtype=np.float64, order="C"),
         np.array([site.frac_coords for site in sites], dtype=np.float64),
         *_species(structure),
-        periodic=np.array(structure.lattice.pbc, dtype=np.int64),
+        np.array(structure.lattice.pbc, dtype=np.int64),
     )
 
 
@@ -113,7 +113,6 @@ def make_crystal(
     species_sites: NDArray[np.int32],
     species_numbers: NDArray[np.uint8],
     occupancies: NDArray[np.float32],
-    *,
     periodic: NDArray[np.int64],
 ) -> Crystal:
     """Check arrays, and put the crystal into a cell that is cheap to search.
