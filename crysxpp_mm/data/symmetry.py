@@ -22,6 +22,7 @@ NAMES = (
     "_symmetry_space_group_name_H_M",
 )
 NUMBERS = ("_space_group_IT_number", "_symmetry_Int_Tables_number")
+IDENTITIES = ("x,y,z", "X,Y,Z", "+x,+y,+z")
 SAME_METRIC = 0.02
 """Share by which an operation may change the cell's lengths and angles: cells are rounded."""
 SAME_SITE = 1e-4
@@ -129,6 +130,8 @@ def read_symmetry(values_of: Callable[[str], list[str]], lattice: NDArray[np.flo
         DataError: the operations that are listed cannot be read.
     """
     listed = tuple(_known(values_of, LISTS))
+    if len(listed) == 1 and listed[0].replace(" ", "") in IDENTITIES:
+        return Symmetry((parse_operations(("x,y,z",)),))
     if listed:
         operations = parse_operations(listed)
         doubt = ""
