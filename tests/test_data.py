@@ -682,14 +682,3 @@ def test_store_of_real_crystals_streams(tmp_path, mp_zip):
     assert kept.names == [name for name in names if name.endswith(".cif")]
     sums = np.add.reduceat(kept.graphs.weights, kept.graphs.bond_offsets[:-1])
     assert np.all(sums <= 12 * kept.graphs.n_atoms + 1e-3)
-
-
-@pytest.fixture
-def mp_zip() -> Path:
-    import os
-
-    root = os.environ.get("CRYSXPP_DATA")
-    path = Path(root or "", "mp_structures.zip")
-    if not root or not path.is_file():
-        pytest.skip("CRYSXPP_DATA names no folder with mp_structures.zip")
-    return path
