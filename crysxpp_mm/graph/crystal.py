@@ -62,6 +62,10 @@ class Crystal(NamedTuple):
             strict=True,
         ):
             species[site][Element.from_Z(number)] = share
+        for mixture in species:
+            total = sum(mixture.values())  # past 1 by the rounding of 32 bits
+            if total > 1:
+                mixture.update({element: share / total for element, share in mixture.items()})
         lattice = Lattice(self.lattice, pbc=tuple(bool(axis) for axis in self.periodic))  # type: ignore[arg-type]
         return Structure(lattice, species, self.positions, coords_are_cartesian=True)
 
