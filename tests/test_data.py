@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from matminer.utils.io import store_dataframe_as_json
-from pymatgen.core import IStructure, Structure
+from pymatgen.core import Structure
 
 from crysxpp_mm.data import sources
 from crysxpp_mm.data.sources import (
@@ -27,9 +27,10 @@ from crysxpp_mm.data.sources import (
     read_table,
 )
 from crysxpp_mm.data.store import FORMAT_VERSION, HEADER, GraphStore, build_store
-from crysxpp_mm.errors import DataError, GraphStoreError, SettingsError
+from crysxpp_mm.errors import DataError, GraphError, GraphStoreError, SettingsError
 from crysxpp_mm.graph.arrays import DTYPES, CrystalGraphs
 from crysxpp_mm.graph.converter import CrystalGraphConverter
+from crysxpp_mm.graph.crystal import as_structure
 
 CRYSTALS = ("copper", "nacl", "perovskite", "silicon")
 
@@ -73,10 +74,7 @@ def read(source: StructureSource) -> dict[str, Any]:
     """Everything of a source, parsed."""
     found = {}
     for payload in source:
-        structure = parse(payload)
-        if not isinstance(structure, IStructure):
-            structure = Structure.from_dict(dict(structure))
-        found[payload.name] = structure
+        found[payload.name] = as_structure(parse(payload))
     return found
 
 
@@ -181,6 +179,7 @@ def test_damaged_member_of_a_zip_fails_alone(tmp_path):
     kept = build_store(path, tmp_path / "a.graphs", ignore_errors=True, pbar=False)
     assert kept.names == ["good.cif"]
     assert sorted(kept.errors) == ["bad.cif", "broken.cif.gz", "latin.cif"]
+    assert kept.errors.pop("latin.cif").startswith("cannot be read as a structure")
     assert all(error.startswith("damaged in ") for error in kept.errors.values())
     with pytest.raises(DataError, match=r"^bad\.cif: damaged in .*CRC"):
         build_store(path, tmp_path / "b.graphs", pbar=False)
@@ -338,9 +337,7 @@ def test_blocks_are_parsed_in_order(tmp_path, monkeypatch, num_workers):
     assert [block.names for block in blocks] == [["0", "1"], ["2", "3"], ["4", "5"], ["6"]]
     assert [list(block.errors) for block in blocks] == [[1], [], [0], []]
     assert blocks[0].errors[1].startswith("cannot be read as a structure")
-    found = [
-        Structure.from_dict(s) if isinstance(s, dict) else s for b in blocks for s in b.structures
-    ]
+    found = [as_structure(structure) for block in blocks for structure in block.structures]
     assert [s.reduced_formula for s in found] == ["NaCl", "Cu", "NaCl", "Cu", "Cu"]
 
 
@@ -365,7 +362,6 @@ def test_list_of_dictionaries_and_one_dictionary_are_structures(tmp_path):
     ("name", "content", "message"),
     [
         ("empty.csv", b"", "cannot be read as a table"),
-        ("latin.csv", b"a\n\xff\xfe", "cannot be read as a table"),
         ("broken.json", b"{", "cannot be read as a table"),
         ("deep.json", b"[" * 100_000, "cannot be read as a table"),
         ("cut.json.gz", gzip.compress(b"[]" * 99, mtime=0)[:-9], "cannot be read as a table"),
@@ -494,7 +490,7 @@ def test_every_source_gives_the_same_graphs(tmp_path, folder, archive):
 
 def test_blocks_and_workers_change_nothing(tmp_path, monkeypatch, archive):
     build_store(archive, tmp_path / "one.graphs", pbar=False)
-    monkeypatch.setattr("crysxpp_mm.data.store.BLOCK", 3)
+    monkeypatch.setattr(sources, "BLOCK", 3)
     build_store(archive, tmp_path / "two.graphs", pbar=False)
     build_store(archive, tmp_path / "three.graphs", num_workers=2, pbar=False)
     expected = (tmp_path / "one.graphs").read_bytes()
@@ -641,25 +637,108 @@ def test_column_of_another_kind_is_refused(tmp_path, store):
             GraphStore.load(path)
 
 
-def test_columns_that_do_not_fit_are_refused(tmp_path, monkeypatch, store):
-    class AnyHash(str):
-        __slots__ = ()
+class AnyHash(str):
+    """A hash that equals any other: that of a forger."""
 
-        def __ne__(self, other: object) -> bool:
-            return False
+    __slots__ = ()
 
-        __hash__ = str.__hash__
+    def __ne__(self, other: object) -> bool:
+        return False
 
+    __hash__ = str.__hash__
+
+
+def changed(column: str, place: int, value: float) -> Any:
+    """A column with one other entry."""
+
+    def change(columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        array = columns[column].copy()
+        array[place] = value
+        return {column: array}
+
+    return change
+
+
+FORGERIES = {
+    "neighbour past the crystal": (changed("neighbors", 0, 2), "neighbors names a site"),
+    "negative neighbour": (changed("neighbors", 5, -1), "neighbors names a site"),
+    "far neighbour": (changed("neighbors", -1, 2**31 - 1), "neighbors names a site"),
+    "huge degree": (changed("degrees", 0, 2**31 - 1), "degrees must be numbers"),
+    "negative degree": (changed("degrees", 0, -3), "degrees must be numbers"),
+    "degree that does not fit": (changed("degrees", 0, 11), "degrees of crystal 0 do not sum"),
+    "vacancy as an element": (changed("species_numbers", 0, 0), "species_numbers must be"),
+    "element past the table": (changed("species_numbers", 0, 101), "species_numbers must be"),
+    "species of another crystal": (changed("species_sites", 0, 7), "species_sites names a site"),
+    "occupancy of NaN": (changed("occupancies", 0, np.nan), "occupancies must be"),
+    "negative occupancy": (changed("occupancies", 0, -1), "occupancies must be"),
+    "large occupancy": (changed("occupancies", 0, 3), "occupancies must be"),
+    "infinite distance": (changed("distances", 0, np.inf), "distances must be"),
+    "distance of NaN": (changed("distances", 0, np.nan), "distances must be"),
+    "distance beyond the rule": (changed("distances", 0, 12), "distances has one beyond"),
+    "weight of NaN": (changed("weights", 0, np.nan), "weights must be"),
+    "large weight": (changed("weights", 0, 5), "weights must be"),
+    "negative count": (changed("bond_counts", 0, -5), "bond_counts has a negative"),
+    "atoms that lack": (changed("atom_counts", 0, 1), "degrees has"),
+    "short distances": (lambda c: {"distances": c["distances"][:-1]}, "distances has"),
+    "short weights": (lambda c: {"weights": c["weights"][:-1]}, "weights has"),
+    "more crystals": (lambda c: {"bond_counts": np.append(c["bond_counts"], c["bond_counts"][:1])},
+                      "bond_offsets is of another length"),
+    "few names": (lambda c: {"names": np.frombuffer(b"a\nb\n", np.uint8)}, "8 graphs and 2 names"),
+    "equal names": (lambda c: {"names": np.frombuffer(b"a\n" * 8, np.uint8)}, "one name twice"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FORGERIES)
+def test_forged_store_is_refused_and_the_column_named(tmp_path, monkeypatch, store, name):
+    change, message = FORGERIES[name]
+    with zipfile.ZipFile(tmp_path / "all.graphs") as packed:
+        columns = {
+            member.removesuffix(".npy"): np.load(packed.open(member))
+            for member in packed.namelist()
+            if member != HEADER
+        }
+    members = {f"{key}.npy": npy(array) for key, array in change(columns).items()}
     monkeypatch.setattr("crysxpp_mm.data.store._combine", lambda *_: AnyHash())
-    short = rewritten(
-        tmp_path / "all.graphs", members={"distances.npy": npy(store.graphs.distances[:-1])}
-    )
-    with pytest.raises(GraphStoreError, match="the columns do not fit together"):
-        GraphStore.load(short)
-    names = np.frombuffer(b"a\nb\n", dtype=np.uint8)
-    few = rewritten(tmp_path / "all.graphs", members={"names.npy": npy(names)})
-    with pytest.raises(GraphStoreError, match="has 8 graphs and 2 names"):
-        GraphStore.load(few)
+    with pytest.raises(GraphStoreError, match=rf"changed\.graphs.*{message}"):
+        GraphStore.load(rewritten(tmp_path / "all.graphs", members=members))
+
+
+def test_graphs_made_by_hand_are_checked(store):
+    arrays = {name: getattr(store.graphs, name) for name in DTYPES}
+    assert equal(CrystalGraphs(**arrays), store.graphs)
+    with pytest.raises(GraphError, match="neighbors names a site that its crystal has not"):
+        CrystalGraphs(**{**arrays, "neighbors": arrays["neighbors"] + 1000})
+    with pytest.raises(GraphError, match="weights must be an array of one dimension of float32"):
+        CrystalGraphs(**{**arrays, "weights": arrays["weights"].tolist()})
+    with pytest.raises(GraphError, match="degrees must be an array of one dimension of int32"):
+        CrystalGraphs(**{**arrays, "degrees": arrays["degrees"].astype(float)})
+    with pytest.raises(GraphError, match="atom_offsets must begin with 0 and must not fall"):
+        CrystalGraphs(**{**arrays, "atom_offsets": arrays["atom_offsets"] + 1})
+
+
+def test_store_that_unpacks_without_end_is_refused_at_once(tmp_path, monkeypatch, store):
+    monkeypatch.setattr("crysxpp_mm.data.store.LARGE", 1000)
+    bomb = tmp_path / "bomb.graphs"
+    with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as packed:
+        packed.writestr(HEADER, json.dumps({"format": "crysxpp_mm graph store"}))
+        packed.writestr("distances.npy", bytes(10_000_000))
+    with pytest.raises(GraphStoreError, match="is refused: it unpacks to 10,000,0"):
+        GraphStore.load(bomb)
+
+
+def test_array_that_says_more_than_it_has_is_refused(tmp_path, store):
+    data = npy(store.graphs.distances).replace(b"(236,)", b"(999999999999,)")
+    assert b"999999999999" in data
+    path = rewritten(tmp_path / "all.graphs", members={"distances.npy": data})
+    with pytest.raises(GraphStoreError, match="is damaged"):
+        GraphStore.load(path)
+
+
+@pytest.mark.parametrize("key", ["errors", "notes"])
+def test_texts_of_a_header_are_checked(tmp_path, store, key):
+    path = rewritten(tmp_path / "all.graphs", **{key: {"a": [1]}})
+    with pytest.raises(GraphStoreError, match=f"{key} of its header are no texts"):
+        GraphStore.load(path)
 
 
 def test_file_that_is_no_store_is_refused(tmp_path, archive):

@@ -34,6 +34,7 @@ from sklearn.utils import Tags, TransformerTags
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from crysxpp_mm.compute import default_device, one_torch_thread
 from crysxpp_mm.errors import (
     CrysXPPError,
     SettingsError,
@@ -43,9 +44,8 @@ from crysxpp_mm.graph.arrays import CrystalGraphs
 from crysxpp_mm.graph.backend import Graph
 from crysxpp_mm.graph.batch import atom_batches
 from crysxpp_mm.graph.converter import CrystalGraphConverter
-from crysxpp_mm.graph.crystal import read_crystal
+from crysxpp_mm.graph.crystal import count_sites, read_crystal
 from crysxpp_mm.model_zoo import load_model
-from crysxpp_mm.compute import default_device, one_torch_thread
 
 logger = logging.getLogger(__name__)
 
@@ -655,14 +655,7 @@ def _describe(arguments: Any) -> str:
 
 def _site_counts(structures: Sequence[object]) -> NDArray[np.int64]:
     """Number of sites of each input, 1 for what is no structure, shape ``(n_structures,)``."""
-    return np.array([_n_sites(structure) for structure in structures], dtype=np.int64)
-
-
-def _n_sites(structure: object) -> int:
-    if isinstance(structure, IStructure):
-        return len(structure)
-    sites = structure.get("sites") if isinstance(structure, dict) else None
-    return len(sites) if isinstance(sites, list) else 1
+    return np.array([count_sites(structure) for structure in structures], dtype=np.int64)
 
 
 def _convert(

@@ -171,7 +171,7 @@ class CrystalGraphConverter(MSONable):
             kept = [crystal for row, crystal in enumerate(crystals) if row not in errors]
             return self.build(kept)[0], errors
         n_species = np.array([len(crystal.species_sites) for crystal in crystals])
-        graphs = CrystalGraphs(
+        graphs = CrystalGraphs.trusted(
             atom_offsets=offsets_from_counts(n_sites),
             bond_offsets=offsets_from_counts(bonds.counts),
             species_offsets=offsets_from_counts(n_species),

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import PurePath
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +29,8 @@ MAX_LENGTH = 1e7
 """Cells and coordinates larger than this (Angstrom, vectors) are taken for errors."""
 
 
-class Crystal(NamedTuple):
+@dataclass(frozen=True, eq=False, slots=True)
+class Crystal:
     """What a graph needs of a structure: cell, positions (Angstrom), species.
 
     Attributes:
@@ -46,6 +48,10 @@ class Crystal(NamedTuple):
     species_sites: NDArray[np.int32]
     species_numbers: NDArray[np.uint8]
     occupancies: NDArray[np.float32]
+
+    def __len__(self) -> int:
+        """Number of sites."""
+        return len(self.positions)
 
     @property
     def formula(self) -> str:
@@ -225,6 +231,24 @@ def _ordered_numbers(structure: IStructure) -> NDArray[np.uint8] | None:
 # The forms in which structures come.
 
 
+def count_sites(item: Any) -> int:
+    """Sites of what stands for a structure; 1 for anything else.
+
+    Example:
+        >>> count_sites({"lattice": {}, "sites": [{}, {}]})
+        2
+    """
+    if isinstance(item, IStructure | Crystal):
+        return len(item)
+    if isinstance(item, Mapping):
+        inner = item if "sites" in item else item.get("structure")
+        sites = inner.get("sites") if isinstance(inner, Mapping) else None
+        return len(sites) if isinstance(sites, list) else 1
+    inner = getattr(item, "structure", item)
+    known = isinstance(inner, IStructure) or hasattr(inner, "get_scaled_positions")
+    return len(inner) if known else 1
+
+
 def as_structure(item: Any) -> IStructure:
     """The pymatgen Structure of what stands for one.
 
@@ -329,6 +353,6 @@ def _advice(item: object) -> str:
         return "this is a Structure printed as text, which cannot be read back; keep the object"
     if "\n" in text and len(text.splitlines()) > 6:
         return "if this is the text of a POSCAR, Structure.from_str(text, fmt='poscar') reads it"
-    if "\n" not in text and PurePath(text).suffix or "POSCAR" in text:
+    if ("\n" not in text and PurePath(text).suffix) or "POSCAR" in text:
         return "if this is the name of a file, Structure.from_file(name) reads it"
     return "build one with a lattice, species and coordinates"

@@ -10,8 +10,8 @@ import numpy as np
 from crysxpp_mm.compiled import compiled, inlined
 
 FINE, ONE_PLACE, CROWDED, LACKS_ROOM = 0, 1, 2, 3
-"""What became of a crystal: it has bonds, two sites in one place, a bin that is too full, more bonds
-than the arrays hold."""
+"""What became of a crystal: its bonds are written, two sites are in one place, a bin is too full,
+the arrays hold too few bonds."""
 CROWD = 512
 """Sites in one bin from which on a crystal is crowded."""
 TARGET_NEIGHBORS = 20
@@ -138,8 +138,8 @@ def _set_range(fractional: Any, reach: Any, repeats: Any, bins: Any, low: Any, h
     """Write the first and the last bin that a sphere touches along each vector."""
     for k in range(3):
         if repeats[k]:
-            low[k] = int(math.floor((fractional[k] - reach[k]) * bins[k]))
-            high[k] = int(math.floor((fractional[k] + reach[k]) * bins[k]))
+            low[k] = math.floor((fractional[k] - reach[k]) * bins[k])
+            high[k] = math.floor((fractional[k] + reach[k]) * bins[k])
         else:
             low[k] = _bin_along(fractional[k] - reach[k], bins[k])
             high[k] = _bin_along(fractional[k] + reach[k], bins[k])

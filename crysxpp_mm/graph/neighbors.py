@@ -1,4 +1,4 @@
-"""Nearest neighbours in a periodic crystal, found in trees: where nothing is compiled, or in crowds.
+"""Nearest neighbours in a periodic crystal, found in trees: without numba, and in crowds.
 
 The radius of the search adapts to the density, so that neither atoms far apart nor atoms crowded
 together cost more than a constant for each.
@@ -192,7 +192,7 @@ def _query(
     max_neighbors: int,
     tolerance: float,
 ) -> tuple[NeighborPairs, NDArray[np.bool_]]:
-    """Neighbours of some sites within ``radius``, and which sites may have more in a shell beyond."""
+    """Neighbours of some sites within ``radius``, and which of them may have more beyond."""
     parts: list[NeighborPairs] = []
     short = np.zeros(len(centers), dtype=bool)
     rows, many = np.arange(len(centers)), max_neighbors + 12
