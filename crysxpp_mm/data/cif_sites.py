@@ -36,7 +36,7 @@ SYMBOLS = ["", *NUMBERS]
 NUMBERS |= {"D": 1, "T": 1}
 
 
-class UnsureError(Exception):
+class UnsureError(DataError):
     """The rules of these modules stop here; pymatgen's reader goes on."""
 
 

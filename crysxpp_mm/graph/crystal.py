@@ -142,14 +142,13 @@ def make_crystal(
     try:
         if not np.abs(lattice).max() <= MAX_LENGTH:
             raise StructureError(
-                "a lattice vector is NaN, infinite or very long; check the cell parameters and "
-                "their unit."
+                f"a lattice vector is {_what(lattice)}; check the cell parameters and their unit."
             )
         if not np.abs(fractional).max() <= MAX_LENGTH:
             bad = int(np.flatnonzero(~(np.abs(fractional) <= MAX_LENGTH).all(axis=1))[0])
             raise StructureError(
-                f"the coordinates of site {bad} are NaN, infinite or far outside the cell; "
-                "correct or remove the site."
+                f"the coordinates of site {bad} are {_what(fractional)}; correct or remove the "
+                "site."
             )
         if not len(occupancies) or occupancies.max() <= 0:
             raise StructureError("every site is vacant; a crystal needs atoms.")
@@ -157,6 +156,10 @@ def make_crystal(
     except StructureError as error:
         raise StructureError(f"{formula_of(*entries[1:]) or 'vacancies'}: {error}") from None
     return Crystal(lattice, fractional @ lattice, periodic, *entries)
+
+
+def _what(numbers: NDArray[np.float64]) -> str:
+    return f"beyond {MAX_LENGTH:g}" if np.isfinite(numbers).all() else "NaN or infinite"
 
 
 def _regular_cell(
@@ -240,7 +243,7 @@ def count_sites(item: Any) -> int:
     """
     if isinstance(item, IStructure | Crystal):
         return len(item)
-    if isinstance(item, Mapping):
+    if isinstance(item, Mapping) and not isinstance(item, Composition):
         inner = item if "sites" in item else item.get("structure")
         sites = inner.get("sites") if isinstance(inner, Mapping) else None
         return len(sites) if isinstance(sites, list) else 1
