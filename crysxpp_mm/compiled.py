@@ -13,10 +13,10 @@ OPTIONS: dict[str, Any] = {
     "fastmath": {"contract", "nsz", "reassoc"},
     "nogil": True,
 }
-inlined = numba.njit(inline="always", **OPTIONS)
+inlined: Callable[[Callable[..., Any]], Callable[..., Any]] = numba.njit(inline="always", **OPTIONS)
 
 
-def compiled(function: Callable[..., None]) -> Callable[..., None]:
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile on the first call, and keep what is compiled in the user's cache.
 
     Beside the package it would outlive it: pip leaves files that it did not install, and their
@@ -27,7 +27,7 @@ def compiled(function: Callable[..., None]) -> Callable[..., None]:
     chosen = config.CACHE_DIR
     config.CACHE_DIR = chosen or user_cache_dir("crysxpp_mm", appauthor=False)
     try:
-        made: Callable[..., None] = numba.njit(cache=True, **OPTIONS)(function)
+        made: Callable[..., Any] = numba.njit(cache=True, **OPTIONS)(function)
     except RuntimeError:  # there is no folder to keep it in
         made = numba.njit(**OPTIONS)(function)
     finally:

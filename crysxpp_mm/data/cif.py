@@ -255,7 +255,7 @@ def _with_pymatgen(text: str, reason: str) -> Reading:
     if columns:
         with suppress(UnsureError):
             doubts = read_sites(columns, formula).doubts
-    warned = list(dict.fromkeys([*parser.warnings, *warned]))
+    warned = list(dict.fromkeys([*_warnings_of(parser), *warned]))
     doubts += tuple(
         f"pymatgen warns: {' '.join(line.split())}" for line in warned if not _BENIGN.search(line)
     )
@@ -264,6 +264,11 @@ def _with_pymatgen(text: str, reason: str) -> Reading:
     if mismatch := formula_mismatch(formula, crystal):
         doubts += (mismatch,)
     return Reading(crystal, doubts, notes)
+
+
+def _warnings_of(parser: CifParser) -> list[str]:
+    told: list[str] = getattr(parser, "warnings", [])
+    return told
 
 
 def _columns_of_pymatgen(parser: CifParser) -> tuple[dict[str, list[str]], str]:

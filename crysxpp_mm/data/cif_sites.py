@@ -207,7 +207,7 @@ def _listed(
     one: str, several: str, rest: str, labels: Sequence[str], chosen: NDArray[np.bool_]
 ) -> str:
     """A sentence on some sites, by label."""
-    names = [text_of(labels[row]) or f"number {row + 1}" for row in np.flatnonzero(chosen)]
+    names = [text_of(labels[row]) or f"number {row + 1}" for row in np.flatnonzero(chosen).tolist()]
     shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
     if len(names) == 1:
         return f"site {shown} {one} {rest}".rstrip()

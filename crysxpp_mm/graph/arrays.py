@@ -216,8 +216,8 @@ def check_arrays(arrays: Mapping[str, NDArray[Any]]) -> None:
     if (bonds_before != arrays["bond_offsets"]).any():
         row = int(np.flatnonzero(bonds_before != arrays["bond_offsets"])[0]) - 1
         raise GraphError(f"degrees of crystal {row} do not sum to its bonds.")
-    for column, offsets in (("neighbors", "bond_offsets"), ("species_sites", "species_offsets")):
-        sites = np.repeat(n_atoms, np.diff(arrays[offsets]))
+    for column, ends in (("neighbors", "bond_offsets"), ("species_sites", "species_offsets")):
+        sites = np.repeat(n_atoms, np.diff(arrays[ends]))
         if len(sites) and not ((arrays[column] >= 0) & (arrays[column] < sites)).all():
             raise GraphError(f"{column} names a site that its crystal has not.")
     _require_range("species_numbers", arrays["species_numbers"], 1, MAX_ELEMENT)

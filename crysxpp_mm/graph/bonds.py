@@ -92,8 +92,14 @@ def find_bonds(
         refused = {0: whole.refused[i]} if i in whole.refused else {}
         arrays = (whole.neighbors[some], whole.distances[some], whole.weights[some])
         parts.append(Bonds(whole.degrees[own], *arrays, whole.counts[i : i + 1], refused))
-    joined = (np.concatenate([part[field] for part in parts]) for field in range(5))
-    return Bonds(*joined, {i: part.refused[0] for i, part in enumerate(parts) if part.refused})
+    return Bonds(
+        np.concatenate([part.degrees for part in parts]),
+        np.concatenate([part.neighbors for part in parts]),
+        np.concatenate([part.distances for part in parts]),
+        np.concatenate([part.weights for part in parts]),
+        np.concatenate([part.counts for part in parts]),
+        {i: part.refused[0] for i, part in enumerate(parts) if part.refused},
+    )
 
 
 def _compiled(

@@ -86,7 +86,7 @@ class CrystalGraphConverter(MSONable):
         return graphs
 
     def convert_each(
-        self, structures: Iterable[IStructure | Mapping[str, Any]]
+        self, structures: Iterable[IStructure | Mapping[str, Any] | Crystal]
     ) -> tuple[CrystalGraphs, dict[int, Exception]]:
         """The graphs of those structures that have one, and why the others have none.
 

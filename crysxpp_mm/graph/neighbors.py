@@ -215,7 +215,8 @@ def _query(
             last = lengths[:, max_neighbors - 1]
         complete = ~found.all(axis=1) if lengths.shape[1] else np.ones(len(rows), dtype=bool)
         if lengths.shape[1]:
-            complete |= (lengths[:, -1] > last + tolerance) | (many == tree.n)
+            complete |= lengths[:, -1] > last + tolerance
+        complete |= np.full(len(rows), many == tree.n)
         short[rows] = last + tolerance > radius
         taken = found & complete[:, None]
         parts.append(
