@@ -39,6 +39,7 @@ setup(
         "crysxpp_mm": ["py.typed"],
         "crysxpp_mm.benchmarks": ["results/*"],
         "crysxpp_mm.pretrained": ["*/*"],
+        "crysxpp_mm.release": ["templates/*"],
     },
     install_requires=[
         # DGL 1.1.3 is the last release that works with today's torch; it has wheels for Python
@@ -47,6 +48,8 @@ setup(
             "dgl>=1.1.3,<2; python_version < '3.12' and platform_system != 'Windows' "
             "and (platform_machine == 'x86_64' or platform_system == 'Darwin')"
         ),
+        "jinja2>=3.1",
+        "gemmi>=0.7",
         "joblib>=1.3",
         "lightning>=2.6",
         "matminer>=0.10",
@@ -61,6 +64,7 @@ setup(
         "pymatgen>=2024.8",
         "safetensors>=0.4.3",
         "scikit-learn>=1.7",
+        "scipy>=1.13",
         "torch>=2.2",
         "tqdm>=4.66",
         "typer>=0.20",

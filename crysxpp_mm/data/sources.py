@@ -9,21 +9,20 @@ import os
 import re
 import zipfile
 import zlib
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future
+from collections import Counter
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, NamedTuple, TypeAlias
 
 import pandas as pd
-from joblib.externals.loky import ProcessPoolExecutor
 from pymatgen.core import IStructure, Structure
 
 from crysxpp_mm.data.cif import pymatgen_reads, read_cif, split_blocks
 from crysxpp_mm.data.tables import STRUCTURE, decode, is_table, read_table
-from crysxpp_mm.errors import CrysXPPError, DataError, SettingsError
+from crysxpp_mm.errors import CrysXPPError, DataError
 from crysxpp_mm.graph.crystal import Crystal, without_code
+from crysxpp_mm.parallel import run_blocks
 
 __all__ = ["STRUCTURE", "is_table", "open_structures", "parse", "parse_blocks", "read_table"]
 
@@ -141,7 +140,7 @@ class Parsed(NamedTuple):
 
 def parse_blocks(
     payloads: Iterable[Payload], *, num_workers: int = 0, keep_doubts: bool = False
-) -> Iterator[Parsed]:
+) -> Generator[Parsed, None, None]:
     """Parse structures, ``BLOCK`` at a time.
 
     Args:
@@ -152,11 +151,14 @@ def parse_blocks(
             of failing.
 
     Raises:
-        SettingsError: ``num_workers`` is negative.
+        SettingsError: ``num_workers`` is not a whole number of at least 0.
     """
-    if num_workers < 0:
-        raise SettingsError(f"num_workers must be at least 0, got {num_workers}.")
-    return _parsed(payload_blocks(payloads), num_workers, keep_doubts)
+    return run_blocks(
+        partial(_parse_block, keep_doubts=keep_doubts),
+        payload_blocks(payloads),
+        num_workers=num_workers,
+        here=lambda block: not any(payload.fmt for payload in block),
+    )
 
 
 def payload_blocks(payloads: Iterable[Payload]) -> Iterator[list[Payload]]:
@@ -174,28 +176,6 @@ def payload_blocks(payloads: Iterable[Payload]) -> Iterator[list[Payload]]:
         yield block
 
 
-def _parsed(
-    blocks: Iterator[list[Payload]], num_workers: int, keep_doubts: bool
-) -> Iterator[Parsed]:
-    pool = None
-    waiting: deque[Future[Parsed] | Parsed] = deque()
-    work = partial(_parse_block, keep_doubts=keep_doubts)
-    try:
-        for block in blocks:
-            if num_workers == 0 or not any(payload.fmt for payload in block):
-                waiting.append(work(block))
-            else:
-                pool = pool or ProcessPoolExecutor(num_workers)
-                waiting.append(pool.submit(work, block))
-            if len(waiting) > 2 * num_workers:
-                yield _done(waiting.popleft())
-        while waiting:
-            yield _done(waiting.popleft())
-    finally:
-        if pool is not None:
-            pool.shutdown(wait=True, kill_workers=True)
-
-
 def _parse_block(payloads: list[Payload], *, keep_doubts: bool = False) -> Parsed:
     structures: list[StructureLike] = []
     errors: dict[int, str] = {}
@@ -209,10 +189,6 @@ def _parse_block(payloads: list[Payload], *, keep_doubts: bool = False) -> Parse
         except DataError as error:
             errors[position] = str(error).removeprefix(f"{payload.name}: ")
     return Parsed([payload.name for payload in payloads], structures, errors, notes)
-
-
-def _done(block: Future[Parsed] | Parsed) -> Parsed:
-    return block if isinstance(block, Parsed) else block.result()
 
 
 def bare_name(name: str) -> str:

@@ -10,9 +10,8 @@ import struct
 import tempfile
 import zipfile
 import zlib
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future
+from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -20,7 +19,6 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from joblib.externals.loky import ProcessPoolExecutor
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
@@ -34,6 +32,8 @@ from crysxpp_mm.data.sources import (
 from crysxpp_mm.errors import DataError, GraphError, GraphStoreError, SettingsError
 from crysxpp_mm.graph.arrays import DTYPES, CrystalGraphs, offsets_from_counts
 from crysxpp_mm.graph.converter import CrystalGraphConverter
+from crysxpp_mm.parallel import run_blocks
+from crysxpp_mm.settings import whole_number
 
 FORMAT = "crysxpp_mm graph store"
 FORMAT_VERSION = 1
@@ -221,10 +221,9 @@ def build_store(
     Raises:
         DataError: the source cannot be read, two crystals have one name, or a structure has no
             graph (its name begins the message).
-        SettingsError: ``num_workers`` is negative.
+        SettingsError: ``num_workers`` is not a whole number of at least 0.
     """
-    if num_workers < 0:
-        raise SettingsError(f"num_workers must be at least 0, got {num_workers}.")
+    whole_number("num_workers", num_workers, at_least=0)
     rule = converter or CrystalGraphConverter()
     entries = open_structures(source, column=column)
     _check_names(entries.names, entries.label)
@@ -235,8 +234,12 @@ def build_store(
         work = partial(_convert, converter=rule, keep_doubts=keep_doubts)
         errors: dict[str, str] = {}
         notes: dict[str, str] = {}
-        with tqdm(total=len(entries), desc="graphs", unit="crystal", disable=not pbar) as bar:
-            for block in _blocks(iter(entries), work, num_workers):
+        blocks = run_blocks(work, payload_blocks(entries), num_workers=num_workers)
+        with (
+            closing(blocks),
+            tqdm(total=len(entries), desc="graphs", unit="crystal", disable=not pbar) as bar,
+        ):
+            for block in blocks:
                 for name, error in block.errors.items():
                     if not ignore_errors:
                         raise DataError(
@@ -282,23 +285,6 @@ def _convert(
     errors |= {names[row]: str(error) for row, error in failed.items()}
     kept = [name for row, name in enumerate(names) if row not in failed]
     return _Block(kept, graphs, errors, {name: notes[name] for name in kept if name in notes})
-
-
-def _blocks(
-    payloads: Iterator[Payload], work: Callable[[list[Payload]], _Block], num_workers: int
-) -> Iterator[_Block]:
-    """Converted blocks in order; a few more than there are workers are under way."""
-    if num_workers == 0:
-        yield from map(work, payload_blocks(payloads))
-        return
-    with ProcessPoolExecutor(num_workers) as pool:
-        waiting: deque[Future[_Block]] = deque()
-        for part in payload_blocks(payloads):
-            waiting.append(pool.submit(work, part))
-            if len(waiting) > 2 * num_workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
 
 
 class _Writer:

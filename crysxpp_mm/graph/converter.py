@@ -14,12 +14,15 @@ from crysxpp_mm.errors import SettingsError, StructureError, StructureTypeError
 from crysxpp_mm.graph.arrays import CrystalGraphs, offsets_from_counts
 from crysxpp_mm.graph.bonds import BondRule, find_bonds
 from crysxpp_mm.graph.crystal import Crystal, read_crystal
+from crysxpp_mm.settings import number, whole_number
 
 if TYPE_CHECKING:
     import dgl
 
 BLOCK = 256
 """Crystals that are converted at a time."""
+MAX_NEIGHBORS = 1000
+"""Most neighbours that a rule may ask for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,10 +50,18 @@ class CrystalGraphConverter(MSONable):
     shell_tolerance: float = 1e-4
 
     def __post_init__(self) -> None:
+        set_plain = object.__setattr__  # numpy's numbers become Python's
+        set_plain(self, "cutoff", number("cutoff", self.cutoff))
+        set_plain(self, "shell_tolerance", number("shell_tolerance", self.shell_tolerance))
+        set_plain(
+            self, "max_neighbors", whole_number("max_neighbors", self.max_neighbors, at_least=1)
+        )
         if not 0 < self.cutoff <= 20:
             raise SettingsError(f"cutoff must lie in 0 to 20 Angstrom, got {self.cutoff}.")
-        if self.max_neighbors < 1:
-            raise SettingsError(f"max_neighbors must be at least 1, got {self.max_neighbors}.")
+        if self.max_neighbors > MAX_NEIGHBORS:
+            raise SettingsError(
+                f"max_neighbors must be at most {MAX_NEIGHBORS}, got {self.max_neighbors}."
+            )
         if not 0 < self.shell_tolerance <= 0.1:
             raise SettingsError(
                 f"shell_tolerance must lie in 0 to 0.1 Angstrom, got {self.shell_tolerance}."

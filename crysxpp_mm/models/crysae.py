@@ -65,6 +65,11 @@ class CrysAE(CrystalGraphModel):
         self.decoder = CrysAEDecoder(hidden_dim=hidden_dim, pair_dim=pair_dim, normalize=normalize)
         self.metadata: dict[str, Any] = dict(metadata or {})
 
+    @property
+    def reads_elements(self) -> bool:
+        """True with an element channel."""
+        return self.encoder.element_channel
+
     def calibrated(self, graphs: CrystalGraphs) -> Self:
         """Set the running statistics of the batch norms to those of ``graphs``; returns itself.
 
