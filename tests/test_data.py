@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import zipfile
 from functools import cache
 from pathlib import Path
@@ -15,8 +16,9 @@ import pandas as pd
 import pytest
 from matminer.utils.io import store_dataframe_as_json
 from pymatgen.core import Structure
+from pymatgen.entries.computed_entries import ComputedStructureEntry
 
-from crysxpp_mm.data import sources
+from crysxpp_mm.data import sources, tables
 from crysxpp_mm.data.sources import (
     Payload,
     StructureSource,
@@ -24,7 +26,9 @@ from crysxpp_mm.data.sources import (
     open_structures,
     parse,
     parse_blocks,
+    payload_blocks,
     read_table,
+    row_ids,
 )
 from crysxpp_mm.data.store import FORMAT_VERSION, HEADER, GraphStore, build_store
 from crysxpp_mm.errors import DataError, GraphError, GraphStoreError, SettingsError
@@ -761,3 +765,181 @@ def test_store_of_real_crystals_streams(tmp_path, mp_zip):
     assert kept.names == [name for name in names if name.endswith(".cif")]
     sums = np.add.reduceat(kept.graphs.weights, kept.graphs.bond_offsets[:-1])
     assert np.all(sums <= 12 * kept.graphs.n_atoms + 1e-3)
+
+
+# What files leave open, and odd sources.
+
+
+def cif_of(*crystals: Structure) -> str:
+    """One CIF of several blocks."""
+    return "\n".join(
+        crystal.to(fmt="cif").replace("data_", f"data_{number}_")
+        for number, crystal in enumerate(crystals)
+    )
+
+
+def test_several_crystals_of_a_file_are_several_rows(tmp_path):
+    (tmp_path / "one.cif").write_text(make_copper().to(fmt="cif"))
+    (tmp_path / "two.cif").write_text("data_global\n_a 1\n" + cif_of(make_nacl(), make_copper()))
+    names = ["one.cif", "two.cif#0_NaCl", "two.cif#1_Cu"]
+    with zipfile.ZipFile(tmp_path / "all.zip", "w") as packed:
+        for name in ("one.cif", "two.cif"):
+            packed.write(tmp_path / name, name)
+    for source in (tmp_path / "all.zip", tmp_path):
+        opened = open_structures(source)
+        assert opened.names == names
+        found = {name: structure.reduced_formula for name, structure in read(opened).items()}
+        assert list(found.values()) == ["Cu", "NaCl", "Cu"]
+    assert open_structures(tmp_path / "two.cif").names == names[1:]
+    assert row_ids(names) == ["one", "two#0_NaCl", "two#1_Cu"]
+
+
+def test_broken_block_fails_alone(tmp_path):
+    text = cif_of(make_nacl(), make_copper()).replace(
+        "_cell_length_a   3", "_cell_length_a   x3", 1
+    )
+    (tmp_path / "two.cif").write_text(text)
+    kept = build_store(tmp_path, tmp_path / "a.graphs", ignore_errors=True, pbar=False)
+    assert len(kept.names) == len(kept.errors) == 1
+
+
+def test_file_that_changes_between_is_named(tmp_path):
+    (tmp_path / "two.cif").write_text(cif_of(make_nacl(), make_copper()))
+    opened = open_structures(tmp_path)
+    (tmp_path / "two.cif").write_text(cif_of(make_nacl()))
+    with pytest.raises(DataError, match="was changed while it was read"):
+        read(opened)
+
+
+def test_row_ids_are_bare_names_where_these_tell_rows_apart():
+    assert row_ids(["b/x.cif", "a.cif.gz"]) == ["x", "a"]
+    assert row_ids(["a/POSCAR", "b/POSCAR", "c.vasp"]) == ["a/POSCAR", "b/POSCAR", "c"]
+
+
+@pytest.mark.parametrize("keep_doubts", [False, True])
+def test_doubts_fail_or_are_kept_with_a_note(tmp_path, keep_doubts):
+    doubtful = make_nacl().to(fmt="cif").replace("'Na1 Cl1'", "'Na1 Cl1 H2'")
+    (tmp_path / "a.cif").write_text(doubtful)
+    make_copper().to(filename=str(tmp_path / "b.cif"))
+    out = tmp_path / "a.graphs"
+    if not keep_doubts:
+        with pytest.raises(DataError, match=r"^a\.cif: the formula of the file .* has H"):
+            build_store(tmp_path, out, pbar=False)
+        return
+    kept = build_store(tmp_path, out, keep_doubts=True, pbar=False)
+    assert kept.names == ["a.cif", "b.cif"]
+    assert list(kept.notes) == ["a.cif"]
+    assert "has H" in kept.notes["a.cif"]
+    assert GraphStore.load(out).notes == kept.notes
+
+
+VASP4 = "NaCl\n1.0\n5.64 0 0\n0 5.64 0\n0 0 5.64\n4 4\nDirect\n" + "\n".join(
+    f"{x} {y} {z}" for x in (0, 0.5) for y in (0, 0.5) for z in (0, 0.5)
+)
+
+
+def test_poscar_without_elements_is_refused_everywhere(tmp_path):
+    (tmp_path / "POSCAR").write_text(VASP4)
+    with zipfile.ZipFile(tmp_path / "all.zip", "w") as packed:
+        packed.writestr("a/POSCAR", VASP4)
+    pd.DataFrame({"structure": [VASP4]}).to_csv(tmp_path / "table.csv", index=False)
+    for name in ("POSCAR", "all.zip", "table.csv"):
+        with pytest.raises(DataError, match="the elements are missing"):
+            read(open_structures(tmp_path / name))
+    named = "\n".join(
+        f"{line} {'Na' if row < 11 else 'Cl'}" if row > 6 else line
+        for row, line in enumerate(VASP4.splitlines())
+    )
+    (tmp_path / "POSCAR").write_text(named)  # names behind the coordinates
+    (found,) = read(open_structures(tmp_path / "POSCAR")).values()
+    assert found.formula == "Na4 Cl4"
+
+
+def test_poscar_that_counts_more_atoms_than_it_has_lines_is_refused_at_once(tmp_path):
+    for counts in ("4 99999999", "4 " + "9" * 5000):
+        (tmp_path / "POSCAR").write_text(VASP4.replace("4 4", f"Na Cl\n{counts}"))
+        with pytest.raises(DataError, match="atoms are counted"):
+            read(open_structures(tmp_path / "POSCAR"))
+
+
+@pytest.mark.parametrize(
+    "data", ["Å".encode("latin-1"), b"\xff", "ü".encode(), b"\xc3\x28"], ids=str
+)
+def test_a_byte_that_is_no_utf8_does_not_refuse_a_file(tmp_path, data):
+    text = b"# M" + data + b"ller\n" + make_nacl().to(fmt="cif").encode()
+    (tmp_path / "a.cif").write_bytes(text)
+    (tmp_path / "b.cif").write_bytes(b"\xef\xbb\xbf" + text.replace(b"\n", b"\r\n"))
+    (tmp_path / "c.cif").write_bytes(make_nacl().to(fmt="cif").encode("utf-16"))
+    (tmp_path / "POSCAR").write_bytes(data + b" \n" + make_nacl().to(fmt="poscar").encode()[5:])
+    with zipfile.ZipFile(tmp_path / "all.zip", "w") as packed:
+        for name in ("a.cif", "b.cif", "c.cif"):
+            packed.write(tmp_path / name, name)
+    for name in ("a.cif", "b.cif", "c.cif", "all.zip"):
+        found = read(open_structures(tmp_path / name))
+        assert {structure.reduced_formula for structure in found.values()} == {"NaCl"}
+
+
+def test_table_of_another_encoding_keeps_its_names(tmp_path):
+    table = pd.DataFrame({"who": ["Müller"], "structure": [make_nacl().to(fmt="cif")]})
+    table.to_csv(tmp_path / "a.csv", index=False, encoding="latin-1")
+    source = open_structures(tmp_path / "a.csv")
+    assert source.table["who"].tolist() == ["Müller"]
+    assert list(read(source)) == ["0"]
+
+
+def test_what_is_no_regular_file_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "pipe.cif")
+    (tmp_path / "t.csv").write_text("structure\npipe.cif\n/dev/zero\nnone.cif\n")
+    for payload, message in zip(
+        open_structures(tmp_path / "t.csv"),
+        ("no regular file", "no regular file", "there is no such file"),
+        strict=True,
+    ):
+        with pytest.raises(DataError, match=message):
+            parse(payload)
+
+
+def test_names_are_checked_before_the_work(tmp_path):
+    (tmp_path / "a.cif").symlink_to(tmp_path / "gone.cif")
+    with pytest.raises(DataError, match=r"a\.cif is a link to nothing"):
+        open_structures(tmp_path)
+    (tmp_path / "a.cif").unlink()
+    (tmp_path / "b\udcff.cif").write_text(make_nacl().to(fmt="cif"))
+    with pytest.raises(DataError, match="is no UTF-8 text; rename it"):
+        open_structures(tmp_path)
+
+
+def test_control_characters_of_a_name_are_escaped(tmp_path):
+    (tmp_path / "a\x1b[31m\n.cif").write_text(make_nacl().to(fmt="cif"))
+    assert open_structures(tmp_path).names == [r"a\x1b[31m\n.cif"]
+    assert list(read(open_structures(tmp_path))) == [r"a\x1b[31m\n.cif"]
+
+
+def test_blocks_of_long_texts_are_short(monkeypatch):
+    monkeypatch.setattr(sources, "BLOCK_BYTES", 100)
+    payloads = [Payload(str(i), "x" * size, "cif") for i, size in enumerate((60, 60, 500, 10, 10))]
+    assert [len(block) for block in payload_blocks(payloads)] == [1, 1, 1, 2]
+
+
+def test_table_that_unpacks_without_end_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "LARGE", 1000)
+    (tmp_path / "a.csv.gz").write_bytes(gzip.compress(b"structure\n" + b"x" * 10_000_000))
+    with pytest.raises(DataError, match="is refused: unpacked, it has more than"):
+        open_structures(tmp_path / "a.csv.gz")
+
+
+def test_long_cell_of_a_table_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "MAX_FILE_BYTES", 1000)
+    (tmp_path / "a.csv").write_text("structure\n" + "x" * 5000 + "\n")
+    with pytest.raises(DataError, match="0: one structure with more than 1,000 bytes"):
+        read(open_structures(tmp_path / "a.csv"))
+
+
+def test_entries_are_structures(tmp_path):
+    entry = ComputedStructureEntry(make_nacl(), -1.0)
+    (tmp_path / "one.json").write_text(json.dumps(entry.as_dict()))
+    (tmp_path / "many.json").write_text(json.dumps([entry.as_dict(), entry.as_dict()]))
+    for name in ("one.json", "many.json"):
+        kept = build_store(tmp_path / name, tmp_path / "a.graphs", pbar=False)
+        assert kept.graphs.n_atoms[0] == 2
+    assert len(build_store([entry], tmp_path / "b.graphs", pbar=False)) == 1

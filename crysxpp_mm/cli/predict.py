@@ -15,6 +15,7 @@ from crysxpp_mm.cli.options import (
     Column,
     CrystalSource,
     DataHome,
+    KeepDoubts,
     KeepErrors,
     Parsers,
     Predictor,
@@ -53,6 +54,7 @@ def predict(
         typer.Option("--domain", help="Add how far each crystal is from those learned from."),
     ] = False,
     ignore_errors: KeepErrors = False,
+    keep_doubts: KeepDoubts = False,
     num_workers: Parsers = 0,
     data_home: DataHome = None,
 ) -> None:
@@ -78,7 +80,7 @@ def predict(
         _check_numbers(estimator, model, std=std, interval=interval)
         columns_of = partial(_numbers, estimator, std=std, interval=interval)
     crystals = open_crystals(source, column, data_home)
-    graphs = crystals.graphs(estimator.converter_, num_workers=num_workers)
+    graphs = crystals.graphs(estimator.converter_, num_workers=num_workers, keep_doubts=keep_doubts)
     rows = compute_rows(
         (_predict_block(estimator, block, columns_of, domain=domain) for block in graphs),
         crystals,
@@ -146,11 +148,11 @@ def _predict_block(
     import pandas as pd
 
     if not block.rows:
-        return Block(block.names, pd.DataFrame(), block.errors)
+        return Block(block.names, pd.DataFrame(), block.errors, block.notes)
     table = pd.DataFrame(columns_of(block.graphs))
     if domain:
         table = pd.concat([table, estimator.domain(block.graphs).reset_index(drop=True)], axis=1)
-    return Block(block.names, table.set_axis(block.rows), block.errors)
+    return Block(block.names, table.set_axis(block.rows), block.errors, block.notes)
 
 
 def _classes(estimator: Any, graphs: CrystalGraphs) -> dict[str, Any]:
