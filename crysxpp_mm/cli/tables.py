@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -97,20 +96,21 @@ def write_table(table: pd.DataFrame, out: Path) -> None:
     """Write a table; the file appears under its name only when it is complete."""
     import pandas as pd
 
+    from crysxpp_mm.serialization import complete_file
+
     out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}.{os.getpid()}")
     counted = table.index.equals(pd.RangeIndex(len(table)))
-    try:
-        with temporary.open("wb") as raw, _text(raw, packed=out.name.endswith(".gz")) as file:
-            if ".csv" in out.suffixes[-2:]:
-                plain = _plain(table, json.dumps)
-                plain.to_csv(file, index=not counted, lineterminator="\n")
-            else:
-                plain = _plain(table, lambda cell: cell)
-                plain.to_json(file, orient="split", double_precision=15)
-        temporary.replace(out)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with (
+        complete_file(out) as temporary,
+        temporary.open("wb") as raw,
+        _text(raw, packed=out.name.endswith(".gz")) as file,
+    ):
+        if ".csv" in out.suffixes[-2:]:
+            plain = _plain(table, json.dumps)
+            plain.to_csv(file, index=not counted, lineterminator="\n")
+        else:
+            plain = _plain(table, lambda cell: cell)
+            plain.to_json(file, orient="split", double_precision=15)
 
 
 @contextmanager

@@ -33,6 +33,7 @@ from crysxpp_mm.errors import DataError, GraphError, GraphStoreError, SettingsEr
 from crysxpp_mm.graph.arrays import DTYPES, CrystalGraphs, offsets_from_counts
 from crysxpp_mm.graph.converter import CrystalGraphConverter
 from crysxpp_mm.parallel import run_blocks
+from crysxpp_mm.serialization import naming, remove_leftovers, scratch_prefix
 from crysxpp_mm.settings import whole_number
 
 FORMAT = "crysxpp_mm graph store"
@@ -229,7 +230,11 @@ def build_store(
     _check_names(entries.names, entries.label)
     target = Path(out)
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
+    remove_leftovers(target)
+    with (
+        naming(target),
+        tempfile.TemporaryDirectory(dir=target.parent, prefix=scratch_prefix(target)) as scratch,
+    ):
         writer = _Writer(Path(scratch))
         work = partial(_convert, converter=rule, keep_doubts=keep_doubts)
         errors: dict[str, str] = {}
