@@ -221,11 +221,15 @@ def _species(
 def _ordered_numbers(structure: IStructure) -> NDArray[np.uint8] | None:
     """Atomic numbers where every site holds one known element fully, else None."""
     numbers: list[int] = []
-    for site in structure.sites:
-        species = site.species
-        if len(species) != 1 or species.num_atoms != 1:
-            return None
-        numbers += [kind.Z for kind in species]
+    try:
+        for site in structure.sites:
+            species = site.species
+            (kind,) = species
+            if species.num_atoms != 1:
+                return None
+            numbers.append(kind.Z)
+    except ValueError:  # several kinds share a site, or none is there
+        return None
     if min(numbers) < 1 or max(numbers) > MAX_ATOMIC_NUMBER:
         return None
     return np.array(numbers, dtype=np.uint8)
