@@ -49,6 +49,7 @@ setup(
             "and (platform_machine == 'x86_64' or platform_system == 'Darwin')"
         ),
         "jinja2>=3.1",
+        "gemmi>=0.7",
         "joblib>=1.3",
         "lightning>=2.6",
         "matminer>=0.10",
@@ -63,6 +64,7 @@ setup(
         "pymatgen>=2024.8",
         "safetensors>=0.4.3",
         "scikit-learn>=1.7",
+        "scipy>=1.13",
         "torch>=2.2",
         "tqdm>=4.66",
         "typer>=0.20",

@@ -45,6 +45,7 @@ def predict(
         typer.Option("--domain", help="Add how far each crystal is from those learned from."),
     ] = False,
     ignore_errors: options.KeepErrors = False,
+    keep_doubts: options.KeepDoubts = False,
     num_workers: options.Parsers = 0,
     data_home: options.DataHome = None,
 ) -> None:
@@ -70,7 +71,7 @@ def predict(
         _check_numbers(estimator, model, std=std, interval=interval)
         columns_of = partial(_numbers, estimator, std=std, interval=interval)
     crystals = open_crystals(source, column, data_home)
-    graphs = crystals.graphs(estimator.converter_, num_workers=num_workers)
+    graphs = crystals.graphs(estimator.converter_, num_workers=num_workers, keep_doubts=keep_doubts)
     rows = compute_rows(
         (_predict_block(estimator, block, columns_of, domain=domain) for block in graphs),
         crystals,
@@ -138,11 +139,11 @@ def _predict_block(
     import pandas as pd
 
     if not block.rows:
-        return Block(block.names, pd.DataFrame(), block.errors)
+        return Block(block.names, pd.DataFrame(), block.errors, block.notes)
     table = pd.DataFrame(columns_of(block.graphs))
     if domain:
         table = pd.concat([table, estimator.domain(block.graphs).reset_index(drop=True)], axis=1)
-    return Block(block.names, table.set_axis(block.rows), block.errors)
+    return Block(block.names, table.set_axis(block.rows), block.errors, block.notes)
 
 
 def _classes(estimator: Any, graphs: CrystalGraphs) -> dict[str, Any]:

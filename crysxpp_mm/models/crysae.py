@@ -145,10 +145,12 @@ class CrysAE(CrystalGraphModel):
         from crysxpp_mm.models.released import read_released_tensors
 
         tensors = read_released_tensors(path)
-        widths = tensors["embedding.weight"].shape
+        width = len(tensors["embedding.weight"])
         n_convs = len({name.split(".")[1] for name in tensors if name.startswith("convs.")})
+        if tensors["convs.0.fc_full.weight"].numel() < width * width:  # nothing is allocated first
+            raise ModelFileError(f"{path}: the tensors do not fit: the embedding is too wide.")
         model = cls.random(
-            hidden_dim=widths[0],
+            hidden_dim=width,
             n_convs=n_convs,
             metadata={"description": "Encoder released with Das et al. (2022); decoder untrained."},
         )
