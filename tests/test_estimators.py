@@ -555,7 +555,7 @@ def test_save_and_load(fitted, fitted_classifier, tmp_path):
     with pytest.raises(SettingsError, match="got a CrysXPPClassifier"):
         CrysAEFeaturizer(model=path).featurize(SALTS[0])
     with pytest.raises(
-        SettingsError, match="is a CrysXPPClassifier; an encoder comes from a CrysAE"
+        SettingsError, match="an encoder comes from a CrysAE, got a CrysXPPClassifier"
     ):
         regressor(pretrained=path).fit(SALTS, Y)
 
