@@ -112,7 +112,7 @@ def _built(
     import torch, which takes seconds.
     """
     parts = ([structures[position] for position in positions] for positions in wanted)
-    read, sent = tee(attempt_each(read_crystal, part) for part in parts)  # type: ignore[arg-type]
+    read, sent = tee(attempt_each(read_crystal, part) for part in parts)
     graphs = run_blocks(
         rule.build,
         (list(crystals.values()) for crystals, _ in sent),
