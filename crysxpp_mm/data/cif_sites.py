@@ -57,15 +57,15 @@ def text_of(value: str | None) -> str:
 
 
 def _number(value: str) -> float:
-    """A number without its uncertainty, as in ``0.123(4)``; NaN for ``?`` and ``.``."""
-    text = value.strip("'\"")
-    if text in ("?", ".", ""):
+    """A number without its uncertainty, as in ``0.123(4)``; NaN for ``?`` and what is none."""
+    try:
+        return float(value.strip("'\"").partition("(")[0])
+    except ValueError:
         return float("nan")
-    return float(text.partition("(")[0])
 
 
 def numbers_of(values: Sequence[str]) -> list[float]:
-    """Numbers without their uncertainties; NaN for ``?`` and ``.``."""
+    """Numbers without their uncertainties; NaN for ``?``, ``.`` and what is none."""
     try:
         return list(map(float, values))
     except ValueError:
