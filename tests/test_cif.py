@@ -379,6 +379,11 @@ DOUBTFUL = {
         r"2 sites \(Na1, Cl1\) have no known occupancy",
         "Na1 Cl1",
     ),
+    "occupancy of a word": (
+        text_of("Na1 0 0 0 Fe3+\nCl1 .5 .5 .5 1", symmetry=P1, columns=WITH_SHARES),
+        "site Na1 has no known occupancy",
+        "Na1 Cl1",
+    ),
     "no coordinates": (
         text_of("Na1 0 0 ?\nCl1 .5 .5 .5\nNa2 . . .", symmetry=P1),
         r"2 sites \(Na1, Na2\) have no coordinates",

@@ -57,15 +57,15 @@ def text_of(value: str | None) -> str:
 
 
 def _number(value: str) -> float:
-    """A number without its uncertainty, as in ``0.123(4)``; NaN for ``?`` and ``.``."""
-    text = value.strip("'\"")
-    if text in ("?", ".", ""):
+    """A number without its uncertainty, as in ``0.123(4)``; NaN for ``?`` and what is none."""
+    try:
+        return float(value.strip("'\"").partition("(")[0])
+    except ValueError:
         return float("nan")
-    return float(text.partition("(")[0])
 
 
 def numbers_of(values: Sequence[str]) -> list[float]:
-    """Numbers without their uncertainties; NaN for ``?`` and ``.``."""
+    """Numbers without their uncertainties; NaN for ``?``, ``.`` and what is none."""
     try:
         return list(map(float, values))
     except ValueError:
@@ -93,15 +93,7 @@ def read_sites(columns: Mapping[str, list[str]], formula: str) -> Sites:
     known = np.isfinite(fractional).all(axis=1)
     if not known.all():
         doubts.append(_listed("has", "have", "no coordinates", labels, ~known))
-    occupancies = np.ones(len(labels))
-    if OCCUPANCY in columns:
-        occupancies = np.array(numbers_of(columns[OCCUPANCY]))
-        if not (told := np.isfinite(occupancies)).all():
-            doubts.append(_listed("has", "have", "no known occupancy", labels, ~told))
-            occupancies[~told] = 1
-        if (occupancies < 0).any():
-            bad = int(occupancies.argmin())
-            raise DataError(f"the occupancy of site {labels[bad]} is {occupancies[bad]:g}.")
+    occupancies = _occupancies(columns, labels, doubts)
     doubts += _doubtful_columns(columns, labels)
     multiplicities = np.full(len(labels), np.nan)
     if MULTIPLICITY in columns:
@@ -115,6 +107,27 @@ def read_sites(columns: Mapping[str, list[str]], formula: str) -> Sites:
         multiplicities[keep],
         tuple(doubts),
     )
+
+
+def _occupancies(
+    columns: Mapping[str, list[str]], labels: list[str], doubts: list[str]
+) -> NDArray[np.float64]:
+    """Occupancies of the rows; 1, and a doubt, where one is unknown.
+
+    Raises:
+        DataError: one is negative.
+    """
+    if OCCUPANCY not in columns:
+        return np.ones(len(labels))
+    occupancies = np.array(numbers_of(columns[OCCUPANCY]))
+    told = np.isfinite(occupancies)
+    if not told.all():
+        doubts.append(_listed("has", "have", "no known occupancy", labels, ~told))
+        occupancies[~told] = 1
+    if (occupancies < 0).any():
+        bad = int(occupancies.argmin())
+        raise DataError(f"the occupancy of site {labels[bad]} is {occupancies[bad]:g}.")
+    return occupancies
 
 
 def _unmixed(columns: Mapping[str, list[str]]) -> dict[str, list[str]]:
@@ -150,16 +163,25 @@ def _elements(
     if odd := [row for row, number in enumerate(numbers) if not number]:
         for row in odd:
             numbers[row] = _element_by_formula(text_of(symbols[row]), typed, expected)
-        unknown = np.array(numbers) == 0
-        if unknown.any():
-            texts = dict.fromkeys(text_of(symbols[row]) for row in np.flatnonzero(unknown))
-            if any(Element.is_valid_symbol(text) for text in texts):
-                raise UnsureError("an element past the table")
-            doubts.append(
-                _listed("has", "have", "no known element", labels, unknown)
-                + f" ({', '.join(list(texts)[:5])})"
-            )
+        _doubt_unknown(symbols, labels, np.array(numbers) == 0, doubts)
     return numbers
+
+
+def _doubt_unknown(
+    symbols: Sequence[str], labels: list[str], unknown: NDArray[np.bool_], doubts: list[str]
+) -> None:
+    """Add a doubt on sites without a known element.
+
+    Raises:
+        UnsureError: it is an element past those that a graph may hold.
+    """
+    if not unknown.any():
+        return
+    texts = dict.fromkeys(text_of(symbols[row]) for row in np.flatnonzero(unknown).tolist())
+    if any(Element.is_valid_symbol(text) for text in texts):
+        raise UnsureError("an element past the table")
+    told = _listed("has", "have", "no known element", labels, unknown)
+    doubts.append(f"{told} ({', '.join(list(texts)[:5])})")
 
 
 @lru_cache(maxsize=4096)
@@ -266,6 +288,11 @@ def formula_mismatch(formula: str, crystal: Crystal) -> str:
         return (
             f"the list of sites has {', '.join(more)}, the formula of the file ({formula}) has not"
         )
+    return _shortage(formula, expected, found)
+
+
+def _shortage(formula: str, expected: Mapping[int, float], found: NDArray[np.float64]) -> str:
+    """The element of which a list of sites has too little; empty if there is none."""
     ratios = {z: found[z] / amount for z, amount in expected.items()}
     units = sorted(ratios.values())[len(ratios) // 2]
     for z, ratio in ratios.items():

@@ -117,11 +117,21 @@ def _expand(
         return make_crystal(lattice, fractional[order], *entries, periodic), counts
     mixtures = _mixtures(sites, owners, notes)
     images = {row: _distinct(operations.images(fractional[row])) for row in mixtures}
+    for row, found in images.items():
+        counts[row] = len(found)
+    return _of_mixtures(lattice, mixtures, images, periodic), counts
+
+
+def _of_mixtures(
+    lattice: NDArray[np.float64],
+    mixtures: Mapping[int, Mapping[int, float]],
+    images: Mapping[int, NDArray[np.float64]],
+    periodic: NDArray[np.int64],
+) -> Crystal:
+    """The crystal of places, each with the shares of its elements."""
     rows = sorted(mixtures, key=lambda row: _mixture_key(mixtures[row]))
-    for row in rows:
-        counts[row] = len(images[row])
     species = [mixtures[row] for row in rows for _ in images[row]]
-    crystal = make_crystal(
+    return make_crystal(
         lattice,
         np.concatenate([images[row] for row in rows]),
         *_entries(
@@ -131,7 +141,6 @@ def _expand(
         ),
         periodic,
     )
-    return crystal, counts
 
 
 def _ideal(fractional: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -119,23 +119,7 @@ class GraphStore:
         if not zipfile.is_zipfile(source):
             raise GraphStoreError(f"{source} is no graph store, or it is damaged.")
         try:
-            with zipfile.ZipFile(source) as archive:
-                header = _read_header(archive, source)
-                if header.get("sealed") and not _seal_holds(source):
-                    raise GraphStoreError(f"{source} does not match its seal; it is damaged.")
-                arrays = {name: _read_array(archive, name) for name in _COLUMNS}
-            names = arrays.pop("names").tobytes().decode().split("\n")[:-1]
-            converter = _read_rule(header, source)
-            if _hash_of(names, arrays, converter) != header["sha256"]:
-                raise GraphStoreError(f"{source} does not match its sha256; the file is damaged.")
-            graphs = _graphs_of(arrays)
-            if len(graphs) != len(names):
-                raise GraphStoreError(f"{source} has {len(graphs)} graphs and {len(names)} names.")
-            if len(set(names)) < len(names):
-                raise GraphStoreError(f"{source}: names has one name twice.")
-            longest = converter.cutoff + converter.shell_tolerance + ROUNDING
-            if len(graphs.distances) and graphs.distances.max() > longest:
-                raise GraphStoreError(f"{source}: distances has one beyond the cutoff of its rule.")
+            return _load(source)
         except GraphStoreError:
             raise
         except GraphError as error:
@@ -153,7 +137,34 @@ class GraphStore:
             zipfile.BadZipFile,
         ) as error:
             raise GraphStoreError(f"{source} is damaged: {error}") from error
-        return cls(names, graphs, converter, header["sha256"], header["errors"], header["notes"])
+
+
+def _load(source: Path) -> GraphStore:
+    """Read a store.
+
+    Raises:
+        GraphStoreError: it is foreign or of a later format, its hashes do not fit, or it holds
+            what makes no sense.
+        GraphError: its columns are no crystal graphs.
+    """
+    with zipfile.ZipFile(source) as archive:
+        header = _read_header(archive, source)
+        if header.get("sealed") and not _seal_holds(source):
+            raise GraphStoreError(f"{source} does not match its seal; it is damaged.")
+        arrays = {name: _read_array(archive, name) for name in _COLUMNS}
+    names = arrays.pop("names").tobytes().decode().split("\n")[:-1]
+    converter = _read_rule(header, source)
+    if _hash_of(names, arrays, converter) != header["sha256"]:
+        raise GraphStoreError(f"{source} does not match its sha256; the file is damaged.")
+    graphs = _graphs_of(arrays)
+    if len(graphs) != len(names):
+        raise GraphStoreError(f"{source} has {len(graphs)} graphs and {len(names)} names.")
+    if len(set(names)) < len(names):
+        raise GraphStoreError(f"{source}: names has one name twice.")
+    longest = converter.cutoff + converter.shell_tolerance + ROUNDING
+    if graphs.distances.max(initial=0) > longest:
+        raise GraphStoreError(f"{source}: distances has one beyond the cutoff of its rule.")
+    return GraphStore(names, graphs, converter, header["sha256"], header["errors"], header["notes"])
 
 
 def _read_rule(header: Mapping[str, Any], source: Path) -> CrystalGraphConverter:
@@ -411,13 +422,22 @@ def _read_header(archive: zipfile.ZipFile, source: Path) -> dict[str, Any]:
         )
     if missing := {"converter", "sha256"} - set(header):
         raise GraphStoreError(f"{source} lacks {', '.join(sorted(missing))} in its header.")
+    _check_header(header, source)
+    return header
+
+
+def _check_header(header: dict[str, Any], source: Path) -> None:
+    """Check the kinds of what a header holds, and fill in what may be absent.
+
+    Raises:
+        GraphStoreError: one is of another kind.
+    """
     if not isinstance(header["converter"], dict) or not isinstance(header["sha256"], str):
         raise GraphStoreError(f"{source}: its header makes no sense.")
     for key in ("errors", "notes"):
         texts = header.setdefault(key, {})
         if not isinstance(texts, dict) or not all(isinstance(t, str) for t in texts.values()):
             raise GraphStoreError(f"{source}: {key} of its header are no texts.")
-    return header
 
 
 def _refuse_bomb(archive: zipfile.ZipFile, source: Path) -> None:

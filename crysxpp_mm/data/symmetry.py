@@ -129,21 +129,32 @@ def read_symmetry(values_of: Callable[[str], list[str]], lattice: NDArray[np.flo
     Raises:
         DataError: the operations that are listed cannot be read.
     """
-    listed = tuple(_known(values_of, LISTS))
-    if len(listed) == 1 and listed[0].replace(" ", "") in IDENTITIES:
-        return Symmetry((parse_operations(("x,y,z",)),))
-    if listed:
-        operations = parse_operations(listed)
-        doubt = ""
-        if not _is_group_of(listed):
-            doubt = f"the {len(listed)} symmetry operations of the file are no group"
-        return _fitting((operations,), lattice, doubt=doubt)
+    if listed := tuple(_known(values_of, LISTS)):
+        return _of_list(listed, lattice)
     for hall in _known(values_of, HALL_NAMES):
         try:
             return _fitting((_arrays(gemmi.symops_from_hall(hall)),), lattice)
         except (RuntimeError, ValueError):
             continue
-    names, numbers = _known(values_of, NAMES), _known(values_of, NUMBERS)
+    return _of_group(_known(values_of, NAMES), _known(values_of, NUMBERS), lattice)
+
+
+def _of_list(listed: tuple[str, ...], lattice: NDArray[np.float64]) -> Symmetry:
+    """The operations of a list.
+
+    Raises:
+        DataError: they cannot be read.
+    """
+    if len(listed) == 1 and listed[0].replace(" ", "") in IDENTITIES:
+        return Symmetry((parse_operations(("x,y,z",)),))
+    doubt = ""
+    if not _is_group_of(listed):
+        doubt = f"the {len(listed)} symmetry operations of the file are no group"
+    return _fitting((parse_operations(listed),), lattice, doubt=doubt)
+
+
+def _of_group(names: list[str], numbers: list[str], lattice: NDArray[np.float64]) -> Symmetry:
+    """The operations of a group that is named or numbered."""
     for name in names:
         if settings := _settings(name):
             return _fitting(settings, lattice, note="the operations are those of the named group")
@@ -152,8 +163,7 @@ def read_symmetry(values_of: Callable[[str], list[str]], lattice: NDArray[np.flo
         if settings := _numbered(number):
             note = "the operations are those of the numbered group in its standard setting"
             return _fitting(settings, lattice, note=note, doubt=doubt)
-    if numbers and not doubt:
-        doubt = f"the space group {numbers[0]!r} is unknown"
+        doubt = doubt or f"the space group {number!r} is unknown"
     identity = parse_operations(("x,y,z",))
     note = "" if doubt else "the file names no symmetry: its sites are taken for all of the cell"
     return Symmetry((identity,), note, doubt)

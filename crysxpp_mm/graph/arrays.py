@@ -192,38 +192,43 @@ def check_arrays(arrays: Mapping[str, NDArray[Any]]) -> None:
     """
     for name, kind in DTYPES.items():
         array = arrays[name]
-        if (
-            not isinstance(array, np.ndarray)
-            or array.ndim != 1
-            or array.dtype.kind not in ("iu" if kind.kind in "iu" else "f")
-        ):
+        kinds = "iu" if kind.kind in "iu" else "f"
+        if not isinstance(array, np.ndarray) or array.ndim != 1 or array.dtype.kind not in kinds:
             raise GraphError(f"{name} must be an array of one dimension of {kind}.")
-    for name, columns in _COLUMNS_OF.items():
-        offsets = arrays[name]
-        if not len(offsets) or offsets[0] != 0 or (np.diff(offsets) < 0).any():
-            raise GraphError(f"{name} must begin with 0 and must not fall.")
-        if len(offsets) != len(arrays["atom_offsets"]):
-            raise GraphError(f"{name} is of another length than atom_offsets.")
-        for column in columns:
-            if len(arrays[column]) != offsets[-1]:
-                raise GraphError(
-                    f"{column} has {len(arrays[column])} entries, {name} ends with {offsets[-1]}."
-                )
-    n_atoms = np.diff(arrays["atom_offsets"])
-    degrees = arrays["degrees"]
-    _require_range("degrees", degrees, 0, len(arrays["neighbors"]))
-    bonds_before = offsets_from_counts(degrees)[arrays["atom_offsets"]]
-    if (bonds_before != arrays["bond_offsets"]).any():
-        row = int(np.flatnonzero(bonds_before != arrays["bond_offsets"])[0]) - 1
+    for name in _COLUMNS_OF:
+        _check_lengths(name, arrays)
+    _require_range("degrees", arrays["degrees"], 0, len(arrays["neighbors"]))
+    bonds_before = offsets_from_counts(arrays["degrees"])[arrays["atom_offsets"]]
+    if (wrong := bonds_before != arrays["bond_offsets"]).any():
+        row = int(np.flatnonzero(wrong)[0]) - 1
         raise GraphError(f"degrees of crystal {row} do not sum to its bonds.")
+    n_atoms = np.diff(arrays["atom_offsets"])
     for column, ends in (("neighbors", "bond_offsets"), ("species_sites", "species_offsets")):
         sites = np.repeat(n_atoms, np.diff(arrays[ends]))
-        if len(sites) and not ((arrays[column] >= 0) & (arrays[column] < sites)).all():
+        if not ((arrays[column] >= 0) & (arrays[column] < sites)).all():
             raise GraphError(f"{column} names a site that its crystal has not.")
     _require_range("species_numbers", arrays["species_numbers"], 1, MAX_ELEMENT)
     _require_range("occupancies", arrays["occupancies"], 0, MAX_OCCUPANCY)
     _require_range("distances", arrays["distances"], 0, MAX_BOND)
     _require_range("weights", arrays["weights"], 0, 1 + 1e-5)
+
+
+def _check_lengths(name: str, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Check offsets and the columns that they cut.
+
+    Raises:
+        GraphError: they fall, or do not fit together.
+    """
+    offsets = arrays[name]
+    if not len(offsets) or offsets[0] != 0 or (np.diff(offsets) < 0).any():
+        raise GraphError(f"{name} must begin with 0 and must not fall.")
+    if len(offsets) != len(arrays["atom_offsets"]):
+        raise GraphError(f"{name} is of another length than atom_offsets.")
+    for column in _COLUMNS_OF[name]:
+        if len(arrays[column]) != offsets[-1]:
+            raise GraphError(
+                f"{column} has {len(arrays[column])} entries, {name} ends with {offsets[-1]}."
+            )
 
 
 def _require_range(name: str, array: NDArray[Any], low: float, high: float) -> None:

@@ -74,24 +74,16 @@ def find_bonds(
     offsets = offsets_from_counts(n_sites)
     loops = kernels()
     if loops is None:
-        states = np.full(len(lattices), -1)
-        whole, crowded = _no_bonds(n_sites), -1
+        whole, crowded = _no_bonds(n_sites), np.ones(len(lattices), dtype=bool)
     else:
         whole, states = _compiled(loops, lattices, periodic, offsets, positions, rule)
-        crowded = loops.CROWDED
-    if not (states == crowded).any():
+        crowded = states == loops.CROWDED
+    if not crowded.any():
         return whole
-    parts = []
-    bonds = offsets_from_counts(whole.counts)
-    for i, state in enumerate(states):
+    parts = _parts(whole, offsets)
+    for i in np.flatnonzero(crowded).tolist():
         own = slice(offsets[i], offsets[i + 1])
-        if state == crowded:
-            parts.append(_with_trees(lattices[i], periodic[i], positions[own], rule))
-            continue
-        some = slice(bonds[i], bonds[i + 1])
-        refused = {0: whole.refused[i]} if i in whole.refused else {}
-        arrays = (whole.neighbors[some], whole.distances[some], whole.weights[some])
-        parts.append(Bonds(whole.degrees[own], *arrays, whole.counts[i : i + 1], refused))
+        parts[i] = _with_trees(lattices[i], periodic[i], positions[own], rule)
     return Bonds(
         np.concatenate([part.degrees for part in parts]),
         np.concatenate([part.neighbors for part in parts]),
@@ -100,6 +92,19 @@ def find_bonds(
         np.concatenate([part.counts for part in parts]),
         {i: part.refused[0] for i, part in enumerate(parts) if part.refused},
     )
+
+
+def _parts(whole: Bonds, offsets: NDArray[np.int64]) -> list[Bonds]:
+    """The bonds of each crystal by itself."""
+    ends = offsets_from_counts(whole.counts)
+    parts = []
+    for i in range(len(whole.counts)):
+        some = slice(ends[i], ends[i + 1])
+        arrays = (whole.neighbors[some], whole.distances[some], whole.weights[some])
+        refused = {0: whole.refused[i]} if i in whole.refused else {}
+        degrees = whole.degrees[offsets[i] : offsets[i + 1]]
+        parts.append(Bonds(degrees, *arrays, whole.counts[i : i + 1], refused))
+    return parts
 
 
 def _compiled(

@@ -12,7 +12,7 @@ from pymatgen.core import IStructure
 
 from crysxpp_mm.errors import SettingsError, StructureError, StructureTypeError
 from crysxpp_mm.graph.arrays import CrystalGraphs, offsets_from_counts
-from crysxpp_mm.graph.bonds import BondRule, find_bonds
+from crysxpp_mm.graph.bonds import BondRule, OnePlace, find_bonds
 from crysxpp_mm.graph.crystal import Crystal, read_crystal
 from crysxpp_mm.settings import number, whole_number
 
@@ -171,16 +171,10 @@ class CrystalGraphConverter(MSONable):
             BondRule(self.cutoff, self.max_neighbors, self.shell_tolerance),
         )
         if bonds.refused:
-            errors: dict[int, Exception] = {
-                row: StructureError(
-                    f"sites {pair.first} and {pair.second} are in one place "
-                    f"({pair.distance:.2g} Angstrom apart); remove one of them, or describe a "
-                    "mixed site by partial occupancies (Structure.merge_sites helps)."
-                )
-                for row, pair in bonds.refused.items()
+            kept = [crystal for row, crystal in enumerate(crystals) if row not in bonds.refused]
+            return self.build(kept)[0], {
+                row: _in_one_place(pair) for row, pair in bonds.refused.items()
             }
-            kept = [crystal for row, crystal in enumerate(crystals) if row not in errors]
-            return self.build(kept)[0], errors
         n_species = np.array([len(crystal.species_sites) for crystal in crystals])
         graphs = CrystalGraphs.trusted(
             atom_offsets=offsets_from_counts(n_sites),
@@ -195,3 +189,11 @@ class CrystalGraphConverter(MSONable):
             weights=bonds.weights,
         )
         return graphs, {}
+
+
+def _in_one_place(pair: OnePlace) -> StructureError:
+    return StructureError(
+        f"sites {pair.first} and {pair.second} are in one place ({pair.distance:.2g} Angstrom "
+        "apart); remove one of them, or describe a mixed site by partial occupancies "
+        "(Structure.merge_sites helps)."
+    )

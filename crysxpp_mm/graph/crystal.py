@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
@@ -352,14 +352,30 @@ def _advice(item: object) -> str:
             "Molecule.get_boxed_structure)"
         )
     text = item.strip()
-    if text.startswith(("{", "[")):
-        return "this is JSON text: json.loads makes the dictionary of it"
-    if "data_" in text and "_cell_length_a" in text:
-        return "this is the text of a CIF: Structure.from_str(text, fmt='cif') reads it"
-    if text.startswith("Full Formula"):
-        return "this is a Structure printed as text, which cannot be read back; keep the object"
-    if "\n" in text and len(text.splitlines()) > 6:
-        return "if this is the text of a POSCAR, Structure.from_str(text, fmt='poscar') reads it"
-    if ("\n" not in text and PurePath(text).suffix) or "POSCAR" in text:
-        return "if this is the name of a file, Structure.from_file(name) reads it"
-    return "build one with a lattice, species and coordinates"
+    return next(advice for is_such, advice in _TEXTS if is_such(text))
+
+
+_TEXTS: tuple[tuple[Callable[[str], bool], str], ...] = (
+    (
+        lambda text: text.startswith(("{", "[")),
+        "this is JSON text: json.loads makes the dictionary of it",
+    ),
+    (
+        lambda text: "data_" in text and "_cell_length_a" in text,
+        "this is the text of a CIF: Structure.from_str(text, fmt='cif') reads it",
+    ),
+    (
+        lambda text: text.startswith("Full Formula"),
+        "this is a Structure printed as text, which cannot be read back; keep the object",
+    ),
+    (
+        lambda text: len(text.splitlines()) > 6,
+        "if this is the text of a POSCAR, Structure.from_str(text, fmt='poscar') reads it",
+    ),
+    (
+        lambda text: "\n" not in text and bool(PurePath(text).suffix or "POSCAR" in text),
+        "if this is the name of a file, Structure.from_file(name) reads it",
+    ),
+    (lambda text: True, "build one with a lattice, species and coordinates"),
+)
+"""Kinds of texts, and what to call for them."""

@@ -89,18 +89,32 @@ def _checked(source: Path, name: str, value: Tensor) -> Tensor:
     if name != "embedding.weight" and not _NAME.fullmatch(name):
         raise ModelFileError(f"{source}: the tensor {name!r} is unknown.")
     counter = name.endswith("num_batches_tracked")
-    dimensions = 0 if counter else 2 if name.endswith(("fc_full.weight", "embedding.weight")) else 1
     if value.layout != torch.strided or value.is_quantized or value.is_meta:
         raise ModelFileError(f"{source}: the tensor {name} is of an unknown kind.")
-    if value.ndim != dimensions or value.numel() > MAX_BYTES // 4 or not value.numel():
+    if value.ndim != _dimensions(name) or not 0 < value.numel() <= MAX_BYTES // 4:
         raise ModelFileError(f"{source}: the tensor {name} has the shape {tuple(value.shape)}.")
-    if counter:
-        return value
+    if not counter:
+        _check_numbers(source, name, value)
+    return value.contiguous()
+
+
+def _dimensions(name: str) -> int:
+    """How many dimensions a tensor of the encoder has."""
+    if name.endswith("num_batches_tracked"):
+        return 0
+    return 2 if name.endswith(("fc_full.weight", "embedding.weight")) else 1
+
+
+def _check_numbers(source: Path, name: str, value: Tensor) -> None:
+    """Check weights.
+
+    Raises:
+        ModelFileError: they are no finite numbers, or negative variances.
+    """
     if not value.is_floating_point() or not torch.isfinite(value).all():
         raise ModelFileError(f"{source}: the tensor {name} holds what are no finite numbers.")
     if name.endswith("running_var") and (value < 0).any():
         raise ModelFileError(f"{source}: the tensor {name} holds negative variances.")
-    return value.contiguous()
 
 
 def _read_npz(source: Path) -> dict[str, Tensor]:
