@@ -19,6 +19,7 @@ from pymatgen.core import Structure
 from pymatgen.entries.computed_entries import ComputedStructureEntry
 
 from crysxpp_mm.data import sources, tables
+from crysxpp_mm.data import texts as structure_texts
 from crysxpp_mm.data.sources import (
     Payload,
     StructureSource,
@@ -200,7 +201,7 @@ def test_unreadable_zip_is_named(tmp_path, archive):
 
 def test_what_is_too_large_is_refused_packed_or_not(tmp_path, monkeypatch):
     text = make_nacl().to(fmt="cif")
-    monkeypatch.setattr(sources, "MAX_FILE_BYTES", len(text) + 100)
+    monkeypatch.setattr(structure_texts, "MAX_FILE_BYTES", len(text) + 100)
     large = text + "\n" * 10_000
     (tmp_path / "fits.cif").write_text(text)
     (tmp_path / "large.cif").write_text(large)
@@ -858,7 +859,7 @@ def test_poscar_without_elements_is_refused_everywhere(tmp_path):
 def test_poscar_that_counts_more_atoms_than_it_has_lines_is_refused_at_once(tmp_path):
     for counts in ("4 99999999", "4 " + "9" * 5000):
         (tmp_path / "POSCAR").write_text(VASP4.replace("4 4", f"Na Cl\n{counts}"))
-        with pytest.raises(DataError, match="atoms are counted"):
+        with pytest.raises(DataError, match="atoms are counted in"):
             read(open_structures(tmp_path / "POSCAR"))
 
 
@@ -929,7 +930,7 @@ def test_table_that_unpacks_without_end_is_refused(tmp_path, monkeypatch):
 
 
 def test_long_cell_of_a_table_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "MAX_FILE_BYTES", 1000)
+    monkeypatch.setattr(structure_texts, "MAX_FILE_BYTES", 1000)
     (tmp_path / "a.csv").write_text("structure\n" + "x" * 5000 + "\n")
     with pytest.raises(DataError, match="0: one structure with more than 1,000 bytes"):
         read(open_structures(tmp_path / "a.csv"))

@@ -8,8 +8,10 @@ from __future__ import annotations
 import math
 import re
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from itertools import pairwise
 
 import gemmi
 import numpy as np
@@ -68,24 +70,27 @@ def split_blocks(text: str) -> list[tuple[str, str]]:
         return []
     try:
         document = gemmi.cif.read_string(text, check_level=0)
-        blocks = [(block.name, block.as_string()) for block in document if _hasread_sites(block)]
+        blocks = [(block.name, block.as_string()) for block in document if _has_sites(block)]
     except (RuntimeError, ValueError):
-        starts = [match.start() for match in _BLOCK.finditer(text)]
-        parts = [text[a:b].lstrip() for a, b in zip(starts, [*starts[1:], None], strict=True)]
-        blocks = [
-            (part.split(None, 1)[0][5:], part) for part in parts if "_atom_site_fract_x" in part
-        ]
+        blocks = _split_damaged(text)
     if len(blocks) < 2:
         return []
-    names: dict[str, int] = {}
+    names: Counter[str] = Counter()
     found = []
     for name, part in blocks:
-        names[name] = names.get(name, 0) + 1
+        names[name] += 1
         found.append((name if names[name] == 1 else f"{name}-{names[name]}", part))
     return found
 
 
-def _hasread_sites(block: gemmi.cif.Block) -> bool:
+def _split_damaged(text: str) -> list[tuple[str, str]]:
+    """Name and text of each block with coordinates, where the file cannot be parsed as a whole."""
+    starts = [match.start() for match in _BLOCK.finditer(text)]
+    parts = [text[a:b].lstrip() for a, b in pairwise([*starts, len(text)])]
+    return [(part.split(None, 1)[0][5:], part) for part in parts if FRACTIONAL[0] in part]
+
+
+def _has_sites(block: gemmi.cif.Block) -> bool:
     tags = (FRACTIONAL[0], "_atom_site_Cartn_x", "_atom_site.Cartn_x", "_atom_site.fract_x")
     return any(len(block.find_values(tag)) for tag in tags)
 
@@ -125,7 +130,7 @@ def _with_gemmi(text: str) -> Reading:
     """
     try:
         document = gemmi.cif.read_string(text)
-        blocks = [block for block in document if _hasread_sites(block)]
+        blocks = [block for block in document if _has_sites(block)]
         if len(blocks) != 1:
             raise UnsureError("no block with sites, or several")
         block = blocks[0]
@@ -149,13 +154,13 @@ def _columns(block: gemmi.cif.Block) -> dict[str, list[str]]:
     """The list of sites, by tag."""
     loop = block.find_loop(FRACTIONAL[0]).get_loop()
     if loop is None:  # one site without a loop, or none
-        columns = {tag: [block.find_value(tag)] for tag in COLUMNS if block.find_value(tag)}
+        rows = {tag: [block.find_value(tag)] for tag in COLUMNS if block.find_value(tag)}
     else:
         tags, values = [tag.lower() for tag in loop.tags], loop.values
         rows = {tag: values[place :: len(tags)] for place, tag in enumerate(tags)}
-        columns = {tag: rows[tag] for tag in COLUMNS if tag in rows}
+    columns = {tag: rows[tag] for tag in COLUMNS if tag in rows}
     _refuse_other_coordinates(columns, block)
-    if any(tag not in columns and len(block.find_values(tag)) for tag in COLUMNS[1:6]):
+    if any(len(block.find_values(tag)) for tag in COLUMNS[1:6] if tag not in columns):
         raise UnsureError("columns of the sites in several lists")
     return columns
 
@@ -187,21 +192,17 @@ def _lattice(values: Sequence[str | None]) -> NDArray[np.float64]:
     Raises:
         UnsureError: one is missing, or they make no cell.
     """
-    if any(value is None for value in values):
+    if None in values:
         raise UnsureError("a cell parameter lacks")
-    lengths_angles = numbers_of([value for value in values if value is not None])
+    lengths_angles = numbers_of([str(value) for value in values])
     if not np.isfinite(lengths_angles).all():
         raise UnsureError("a cell parameter is unknown")
     if min(lengths_angles) <= 0 or max(lengths_angles[3:]) >= 180:
-        raise DataError(
-            f"the cell parameters {', '.join(f'{value:g}' for value in lengths_angles)} make no "
-            "cell."
-        )
+        raise DataError(f"the cell parameters {', '.join(map(str, lengths_angles))} make no cell.")
     a, b, c = lengths_angles[:3]
-    (cos_a, cos_b, cos_c), (sin_a, sin_b) = (
-        [math.cos(math.radians(angle)) for angle in lengths_angles[3:]],
-        [math.sin(math.radians(angle)) for angle in lengths_angles[3:5]],
-    )
+    alpha, beta, gamma = map(math.radians, lengths_angles[3:])
+    cos_a, cos_b, cos_c = math.cos(alpha), math.cos(beta), math.cos(gamma)
+    sin_a, sin_b = math.sin(alpha), math.sin(beta)
     turn = math.acos(max(-1.0, min(1.0, (cos_a * cos_b - cos_c) / (sin_a * sin_b))))
     return np.array(
         [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from itertools import compress
 from typing import NamedTuple
 
 import gemmi
@@ -95,12 +96,10 @@ def read_sites(columns: Mapping[str, list[str]], formula: str) -> Sites:
         doubts.append(_listed("has", "have", "no coordinates", labels, ~known))
     occupancies = _occupancies(columns, labels, doubts)
     doubts += _doubtful_columns(columns, labels)
-    multiplicities = np.full(len(labels), np.nan)
-    if MULTIPLICITY in columns:
-        multiplicities = np.array(numbers_of(columns[MULTIPLICITY]))
+    multiplicities = np.array(numbers_of(columns.get(MULTIPLICITY, ["?"] * len(labels))))
     keep = known & (numbers > 0) & (occupancies > 0)
     return Sites(
-        [label for label, kept in zip(labels, keep, strict=True) if kept],
+        list(compress(labels, keep)),
         numbers[keep],
         fractional[keep],
         occupancies[keep],
@@ -188,17 +187,18 @@ def _doubt_unknown(
 def _element(value: str, typed: bool) -> int:
     """Atomic number by a symbol such as ``Fe3+`` or, if not typed, by a label such as ``Fe1A``."""
     symbol = text_of(value)
-    match = re.match(r"[A-Z][a-z]?(?![A-Za-z])" if typed else r"[A-Z][a-z]?(?![a-z])", symbol)
-    if match is None or (not typed and _WATER.match(symbol)):
+    if typed:
+        match = re.match(r"[A-Z][a-z]?(?![A-Za-z])", symbol)
+        return NUMBERS.get(match[0], 0) if match else 0
+    match = re.match(r"[A-Z][a-z]?(?![a-z])", symbol)
+    if match is None or _WATER.match(symbol) or match[0] == "Va":
         return 0
-    found = match[0]
-    if not typed and symbol[:2] != symbol[:2].title() and symbol[:2].title() in NUMBERS:
+    two = symbol[:2].title()
+    if two != symbol[:2] and two in NUMBERS:
         return 0  # CA may be a carbon or calcium
-    if found in NUMBERS:
-        return NUMBERS[found]
-    if typed or found == "Va" or Element.is_valid_symbol(found):
-        return 0
-    return NUMBERS.get(found[0], 0)  # such as Oa1
+    if match[0] in NUMBERS or Element.is_valid_symbol(match[0]):
+        return NUMBERS.get(match[0], 0)
+    return NUMBERS.get(match[0][0], 0)  # such as Oa1
 
 
 def _element_by_formula(symbol: str, typed: bool, expected: Mapping[int, float]) -> int:

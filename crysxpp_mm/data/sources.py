@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
-import io
-import json
 import os
 import re
 import zipfile
@@ -13,31 +10,39 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import pandas as pd
-from pymatgen.core import IStructure, Structure
 
-from crysxpp_mm.data.cif import pymatgen_reads, read_cif, split_blocks
-from crysxpp_mm.data.tables import STRUCTURE, decode, is_table, read_table
+from crysxpp_mm.data import texts
+from crysxpp_mm.data.cif import split_blocks
+from crysxpp_mm.data.tables import STRUCTURE, is_table, read_table
+from crysxpp_mm.data.texts import (
+    StructureLike,
+    format_of,
+    limited_text,
+    plain,
+    read_text,
+    text_of_file,
+)
 from crysxpp_mm.errors import CrysXPPError, DataError
-from crysxpp_mm.graph.crystal import Crystal, without_code
 from crysxpp_mm.parallel import run_blocks
 
-__all__ = ["STRUCTURE", "is_table", "open_structures", "parse", "parse_blocks", "read_table"]
-
-StructureLike: TypeAlias = IStructure | Mapping[str, Any] | Crystal
-"""A Structure, the dictionary that ``Structure.as_dict`` makes, or the arrays of a Crystal."""
-
-MAX_FILE_BYTES = 50_000_000
-"""A file of one structure that is larger, or becomes so when it is unpacked, is refused."""
+__all__ = [
+    "STRUCTURE",
+    "StructureLike",
+    "is_table",
+    "open_structures",
+    "parse",
+    "parse_blocks",
+    "read_table",
+]
 
 BLOCK = 256
 """Structures that are parsed at a time, and ..."""
 BLOCK_BYTES = 30_000_000
 """... characters of text that they have, unless one alone has more."""
 
-_GZIP = b"\x1f\x8b"
 _STRUCTURE_SUFFIXES = (".gz", ".cif", ".mcif", ".json", ".vasp", ".poscar")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
@@ -249,9 +254,9 @@ def parse_with_note(payload: Payload, *, keep_doubts: bool = False) -> tuple[Str
     try:
         if payload.fmt == "file":
             path = Path(payload.content)
-            found = _from_text(_file_text(path), _format(path.name))
+            found = read_text(text_of_file(path), format_of(path.name))
         else:
-            found = _from_text(payload.content, payload.fmt)
+            found = read_text(payload.content, payload.fmt)
     except (CrysXPPError, OSError, MemoryError, RecursionError, zlib.error, EOFError) as error:
         text = str(error) if isinstance(error, CrysXPPError) else f"{type(error).__name__}: {error}"
         raise DataError(f"{payload.name}: {text}") from error
@@ -261,117 +266,6 @@ def parse_with_note(payload: Payload, *, keep_doubts: bool = False) -> tuple[Str
             "doubtful: keep_doubts, --keep-doubts.)"
         )
     return found.structure, "; ".join((*found.doubts, *found.notes))
-
-
-class _Found(NamedTuple):
-    """What a text holds."""
-
-    structure: StructureLike
-    doubts: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
-
-
-def _from_text(text: str, fmt: str) -> _Found:
-    if fmt == "cif":
-        return _Found(*read_cif(text))
-    if fmt == "json":
-        return _Found(_from_json(text))
-    if fmt == "poscar":
-        return _Found(_from_poscar(text))
-    raise DataError(
-        "the format is unknown; names end in .cif, .vasp, .poscar or .json, or begin with "
-        "POSCAR or CONTCAR, and those of tables end in .csv or .json."
-    )
-
-
-def _from_json(text: str) -> Mapping[str, Any]:
-    try:
-        content = json.loads(text)
-    except ValueError as error:
-        raise DataError(f"cannot be read as a structure: the JSON is damaged: {error}") from error
-    if not isinstance(content, dict):
-        raise DataError("the JSON text is no dictionary.")
-    return _plain(content)
-
-
-def _from_poscar(text: str) -> Structure:
-    """The structure of a POSCAR.
-
-    Raises:
-        DataError: it names no elements, or cannot be read.
-    """
-    lines = text.splitlines()
-    for line in lines[5:16]:
-        if (counts := line.split()) and all(count.isdecimal() for count in counts):
-            if any(len(count) > 8 for count in counts) or sum(map(int, counts)) > len(lines):
-                raise DataError(
-                    f"cannot be read as a structure: {_cut(line)} atoms are counted, and there "
-                    f"are {len(lines)} lines."
-                )
-            break
-    with pymatgen_reads() as warned:
-        structure = Structure.from_str(text, fmt="poscar")
-    if any("Elements in POSCAR cannot be determined" in line for line in warned):
-        raise DataError(
-            "the elements are missing: this POSCAR (of VASP 4) counts atoms and does not name "
-            "them. Write a line of their symbols, such as 'Na Cl', above the line of counts."
-        )
-    return structure
-
-
-def _cut(text: str, length: int = 60) -> str:
-    """A long text, cut for a message."""
-    return text if len(text) <= length else f"{text[:length]}..."
-
-
-def _file_text(path: Path) -> str:
-    """The text of a file.
-
-    Raises:
-        DataError: it is no regular file, or too large.
-    """
-    if not path.is_file():  # a FIFO would be waited for
-        kind = "is no regular file" if path.exists() else "there is no such file"
-        raise DataError(f"{_cut(str(path), 200)}: {kind}.")
-    with path.open("rb") as file:
-        return _text(file)
-
-
-def _text(file: IO[bytes]) -> str:
-    """The text of a file, unpacked if need be, with a limit on both sizes.
-
-    Raises:
-        DataError: it is larger.
-    """
-    data = file.read(MAX_FILE_BYTES + 1)
-    if data[:2] == _GZIP and len(data) <= MAX_FILE_BYTES:
-        with gzip.GzipFile(fileobj=io.BytesIO(data)) as packed:
-            data = packed.read(MAX_FILE_BYTES + 1)
-    if len(data) > MAX_FILE_BYTES:
-        raise DataError(f"one structure with more than {MAX_FILE_BYTES:,} bytes is refused.")
-    return decode(data)
-
-
-def _plain(content: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What describes a structure in a dictionary from a file, and nothing else."""
-    if "lattice" in content and isinstance(content.get("sites"), list):
-        return without_code(content)
-    if isinstance(inner := content.get("structure"), Mapping):
-        return _plain(inner)  # an entry
-    return {key: value for key, value in content.items() if not str(key).startswith("@")}
-
-
-def _format(name: str) -> str:
-    """``cif``, ``json`` or ``poscar`` by a file's name; empty if it is none of them."""
-    lower = PurePosixPath(name.lower().removesuffix(".gz")).name
-    if lower.startswith("."):
-        return ""  # hidden, such as the files that macOS leaves in zips
-    if lower.endswith((".cif", ".mcif")):
-        return "cif"
-    if lower.endswith(".json"):
-        return "json"
-    known = lower.startswith(("poscar", "contcar")) or lower.endswith((".vasp", ".poscar"))
-    return "poscar" if known else ""
 
 
 # Collections.
@@ -433,7 +327,7 @@ def _single(path: Path) -> StructureSource:
 def _folder(path: Path) -> StructureSource:
     found = []
     for file in sorted(path.rglob("*")):
-        if not _format(file.name):
+        if not format_of(file.name):
             continue
         if file.is_symlink() and not file.exists():
             raise DataError(f"{file} is a link to nothing; remove it.")
@@ -449,9 +343,9 @@ def _of_paths(paths: list[tuple[str, Path]], *, label: str) -> StructureSource:
     files = []
     for name, path in paths:
         blocks: tuple[str, ...] = ()
-        if _format(path.name) == "cif":
+        if format_of(path.name) == "cif":
             try:
-                blocks = _block_names(_file_text(path))
+                blocks = _block_names(text_of_file(path))
             except (DataError, OSError, EOFError, zlib.error):
                 blocks = ()  # its row will say why
         files.append(_File(printable(name), path, blocks))
@@ -459,7 +353,7 @@ def _of_paths(paths: list[tuple[str, Path]], *, label: str) -> StructureSource:
     def payloads() -> Iterator[Payload]:
         for file in files:
             if file.blocks:
-                yield from _payloads_of_blocks(file, _file_text(file.place))
+                yield from _payloads_of_blocks(file, text_of_file(file.place))
             else:
                 yield Payload(file.name, str(file.place), "file")
 
@@ -470,7 +364,7 @@ def _zip(path: Path) -> StructureSource:
     try:
         with zipfile.ZipFile(path) as archive:
             members = sorted(
-                (m for m in archive.infolist() if not m.is_dir() and _format(m.filename)),
+                (m for m in archive.infolist() if not m.is_dir() and format_of(m.filename)),
                 key=lambda item: item.filename,
             )
             files = []
@@ -492,7 +386,7 @@ def _zip(path: Path) -> StructureSource:
                 elif file.blocks:
                     yield from _payloads_of_blocks(file, text)
                 else:
-                    yield Payload(file.name, text, _format(file.place.filename))
+                    yield Payload(file.name, text, format_of(file.place.filename))
 
     return _of_files(files, payloads, str(path))
 
@@ -501,7 +395,7 @@ def _member(archive: zipfile.ZipFile, item: zipfile.ZipInfo, path: Path) -> str 
     """The text of a file in a zip, or why there is none."""
     try:
         with archive.open(item) as file:
-            return _text(file)
+            return limited_text(file)
     except DataError as error:
         return error
     except (
@@ -549,9 +443,9 @@ def _of_objects(
 def _cell(value: Any, folder: Path) -> Any:
     """A cell of a file's table: text is CIF, POSCAR, JSON, or a path beside the table."""
     if isinstance(value, Mapping):
-        return _plain(value)
-    if isinstance(value, str) and len(value) > MAX_FILE_BYTES:
-        reason = f"one structure with more than {MAX_FILE_BYTES:,} bytes is refused."
+        return plain(value)
+    if isinstance(value, str) and len(value) > texts.MAX_FILE_BYTES:
+        reason = f"one structure with more than {texts.MAX_FILE_BYTES:,} bytes is refused."
         return Payload("", reason, "damaged")
     if not isinstance(value, str):
         return Payload("", "the cell is empty.", "damaged") if value != value else value

@@ -92,16 +92,7 @@ def read_table(
     try:
         if source.name.lower().endswith((".csv", ".csv.gz")):
             return _read_csv(source, text)
-        content = json.loads(decode(_unpacked(source)))
-        if isinstance(content, dict) and {"columns", "data"} <= set(content):
-            return pd.DataFrame(
-                content["data"], columns=content["columns"], index=content.get("index")
-            )
-        if isinstance(content, list) and all(isinstance(row, dict) for row in content):
-            structures = all(map(_is_structure, content))
-            return pd.DataFrame({STRUCTURE: content} if structures else content)
-        if isinstance(content, dict) and _is_structure(content):
-            return content
+        return _of_json(json.loads(decode(_unpacked(source))), source)
     except DataError:
         raise
     except (
@@ -114,6 +105,21 @@ def read_table(
         zlib.error,
     ) as error:
         raise DataError(f"{source} cannot be read as a table: {error}") from error
+
+
+def _of_json(content: Any, source: Path) -> pd.DataFrame | Mapping[str, Any]:
+    """The table, or the structure, of a JSON file.
+
+    Raises:
+        DataError: it holds neither.
+    """
+    if isinstance(content, dict) and {"columns", "data"} <= set(content):
+        return pd.DataFrame(content["data"], columns=content["columns"], index=content.get("index"))
+    if isinstance(content, list) and all(isinstance(row, dict) for row in content):
+        structures = all(map(_is_structure, content))
+        return pd.DataFrame({STRUCTURE: content} if structures else content)
+    if isinstance(content, dict) and _is_structure(content):
+        return content
     raise DataError(
         f"{source} holds neither a table (pandas' 'split' or 'records' form, or matminer's) nor a "
         "structure."

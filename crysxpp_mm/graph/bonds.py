@@ -84,6 +84,11 @@ def find_bonds(
     for i in np.flatnonzero(crowded).tolist():
         own = slice(offsets[i], offsets[i + 1])
         parts[i] = _with_trees(lattices[i], periodic[i], positions[own], rule)
+    return _joined(parts)
+
+
+def _joined(parts: list[Bonds]) -> Bonds:
+    """The bonds of crystals together."""
     return Bonds(
         np.concatenate([part.degrees for part in parts]),
         np.concatenate([part.neighbors for part in parts]),

@@ -171,18 +171,18 @@ class CrystalGraphConverter(MSONable):
             BondRule(self.cutoff, self.max_neighbors, self.shell_tolerance),
         )
         if bonds.refused:
-            kept = [crystal for row, crystal in enumerate(crystals) if row not in bonds.refused]
-            return self.build(kept)[0], {
-                row: _in_one_place(pair) for row, pair in bonds.refused.items()
-            }
+            errors = {row: _in_one_place(pair) for row, pair in bonds.refused.items()}
+            kept = [row for row in range(len(crystals)) if row not in errors]
+            return self.build([crystals[row] for row in kept])[0], errors
         n_species = np.array([len(crystal.species_sites) for crystal in crystals])
         graphs = CrystalGraphs.trusted(
             atom_offsets=offsets_from_counts(n_sites),
             bond_offsets=offsets_from_counts(bonds.counts),
             species_offsets=offsets_from_counts(n_species),
-            species_sites=np.concatenate([crystal.species_sites for crystal in crystals]),
-            species_numbers=np.concatenate([crystal.species_numbers for crystal in crystals]),
-            occupancies=np.concatenate([crystal.occupancies for crystal in crystals]),
+            **{
+                name: np.concatenate([getattr(crystal, name) for crystal in crystals])
+                for name in ("species_sites", "species_numbers", "occupancies")
+            },
             degrees=bonds.degrees,
             neighbors=bonds.neighbors,
             distances=bonds.distances.astype(np.float32),
