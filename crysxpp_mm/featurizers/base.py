@@ -34,6 +34,7 @@ from sklearn.utils import Tags, TransformerTags
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from crysxpp_mm.compute import default_device, one_torch_thread
 from crysxpp_mm.errors import (
     CrysXPPError,
     SettingsError,
@@ -42,9 +43,8 @@ from crysxpp_mm.errors import (
 from crysxpp_mm.graph.arrays import CrystalGraphs
 from crysxpp_mm.graph.backend import Graph
 from crysxpp_mm.graph.batch import atom_batches
-from crysxpp_mm.graph.converter import CrystalGraphConverter, _read
+from crysxpp_mm.graph.converter import CrystalGraphConverter, read_structure
 from crysxpp_mm.model_zoo import load_model
-from crysxpp_mm.compute import default_device, one_torch_thread
 
 logger = logging.getLogger(__name__)
 
@@ -700,7 +700,7 @@ def _read_each(structures: Sequence[Any]) -> tuple[list[int], list[Any], dict[in
     errors: dict[int, Exception] = {}
     for position, structure in enumerate(structures):
         try:
-            crystals.append(_read(structure))
+            crystals.append(read_structure(structure))
             positions.append(position)
         except Exception as error:  # matminer's contract: any error is the error of a row
             errors[position] = error

@@ -37,8 +37,8 @@ MIN_HEIGHT = 0.1
 """A reduced cell thinner than this (Angstrom) has no volume to speak of."""
 
 
-class _Crystal(NamedTuple):
-    """What a graph needs of a structure."""
+class Crystal(NamedTuple):
+    """What a graph needs of a structure: cell, positions (Angstrom), species."""
 
     lattice: NDArray[np.float64]
     positions: NDArray[np.float64]
@@ -94,7 +94,7 @@ class CrystalGraphConverter(MSONable):
             StructureError: no sites, numbers that are not finite, a cell without volume, or two
                 sites in one place.
         """
-        crystal = _read(structure)
+        crystal = read_structure(structure)
         return self._assemble([crystal], [self._neighbors(crystal)])
 
     def convert_many(self, structures: Iterable[IStructure | Mapping[str, Any]]) -> CrystalGraphs:
@@ -117,12 +117,12 @@ class CrystalGraphConverter(MSONable):
         Returns:
             The graphs, in order, and the error of each remaining structure by its position.
         """
-        crystals: list[_Crystal] = []
+        crystals: list[Crystal] = []
         pairs: list[NeighborPairs] = []
         errors: dict[int, Exception] = {}
         for position, structure in enumerate(structures):
             try:
-                crystal = _read(structure)
+                crystal = read_structure(structure)
                 pairs.append(self._neighbors(crystal))
                 crystals.append(crystal)
             except (StructureError, StructureTypeError) as error:
@@ -152,7 +152,7 @@ class CrystalGraphConverter(MSONable):
         graphs = self.convert(structures) if single else self.convert_many(structures)  # type: ignore[arg-type]
         return make_batch(graphs, device=device, backend="dgl")
 
-    def _neighbors(self, crystal: _Crystal) -> NeighborPairs:
+    def _neighbors(self, crystal: Crystal) -> NeighborPairs:
         pairs = nearest_neighbors(
             crystal.lattice,
             crystal.positions,
@@ -170,7 +170,7 @@ class CrystalGraphConverter(MSONable):
             )
         return pairs
 
-    def _assemble(self, crystals: list[_Crystal], pairs: list[NeighborPairs]) -> CrystalGraphs:
+    def _assemble(self, crystals: list[Crystal], pairs: list[NeighborPairs]) -> CrystalGraphs:
         """Apply the rule of the class to all pairs at once."""
         if not crystals:
             return CrystalGraphs.empty()
@@ -216,7 +216,7 @@ class CrystalGraphConverter(MSONable):
         )
 
 
-def _read(structure: IStructure | Mapping[str, Any]) -> _Crystal:
+def read_structure(structure: IStructure | Mapping[str, Any]) -> Crystal:
     """Check a structure and take out what a graph needs."""
     if isinstance(structure, Mapping) and not isinstance(structure, Composition):
         structure = _from_dict(structure)
@@ -244,7 +244,7 @@ def _read(structure: IStructure | Mapping[str, Any]) -> _Crystal:
     periodic = np.array(structure.lattice.pbc, dtype=np.int64)
     matrix, fractional = _regular_cell(matrix, fractional, periodic, structure)
     species = _species(structure)
-    return _Crystal(matrix, fractional @ matrix, periodic, *species)
+    return Crystal(matrix, fractional @ matrix, periodic, *species)
 
 
 def _from_dict(d: Mapping[str, Any]) -> IStructure:

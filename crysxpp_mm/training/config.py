@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from numbers import Integral, Real
 from pathlib import Path
@@ -13,6 +13,7 @@ from monty.json import MSONable
 from monty.serialization import loadfn
 
 from crysxpp_mm.errors import SettingsError
+from crysxpp_mm.graph.targets import find_targets
 from crysxpp_mm.losses import LossWeights
 
 
@@ -111,6 +112,9 @@ class PretrainConfig(_Checked, MSONable):
         max_epochs: Epochs at most.
         patience: Epochs without a better validation loss after which training stops.
         gradient_clip: Largest norm of the gradient.
+        targets: Names of pretext targets (``crysxpp_mm.graph.targets.TARGETS``) that are predicted
+            beside the terms of Eq. 7.
+        target_weight: Weight of their squared error, in standard deviations.
         validation_fraction: Share of the crystals that is held out to measure reconstruction.
         max_epoch_crystals: An epoch, and so the time between checkpoints, has no more crystals;
             a larger set is passed through in several epochs.
@@ -137,6 +141,8 @@ class PretrainConfig(_Checked, MSONable):
     max_epochs: int = 60
     patience: int = 20
     gradient_clip: float = 5.0
+    targets: tuple[str, ...] = ()
+    target_weight: float = 1.0
     validation_fraction: float = 0.05
     max_epoch_crystals: int = 50_000
     seed: int = 0
@@ -165,7 +171,8 @@ class PretrainConfig(_Checked, MSONable):
             )
         if not 0 <= self._number("strain") <= 0.5:
             raise SettingsError(f"strain must lie in 0 to 0.5, got {self.strain}.")
-        for name in ("learning_rate", "gradient_clip"):
+        self._check_targets()
+        for name in ("learning_rate", "gradient_clip", "target_weight"):
             if not 0 < self._number(name) < float("inf"):
                 raise SettingsError(f"{name} must be positive, got {getattr(self, name)}.")
         if not 0 <= self._number("weight_decay") < float("inf"):
@@ -174,6 +181,12 @@ class PretrainConfig(_Checked, MSONable):
             raise SettingsError(
                 f"schedule must be 'one_cycle' or 'constant', got {self.schedule!r}."
             )
+
+    def _check_targets(self) -> None:
+        if isinstance(self.targets, str) or not isinstance(self.targets, Sequence):
+            raise SettingsError(f"targets must be a list of names, got {self.targets!r}.")
+        object.__setattr__(self, "targets", tuple(self.targets))
+        find_targets(self.targets, "site")
 
     @classmethod
     def published(cls) -> PretrainConfig:
@@ -193,7 +206,8 @@ class PretrainConfig(_Checked, MSONable):
     def model_settings(self) -> dict[str, Any]:
         """What the constructor of CrysAE takes."""
         names = ("hidden_dim", "n_convs", "n_gaussians", "element_channel", "pair_dim", "normalize")
-        return {name: getattr(self, name) for name in names}
+        settings = {name: getattr(self, name) for name in names}
+        return {**settings, "targets": self.targets} if self.targets else settings
 
     @classmethod
     def from_file(cls, path: str | os.PathLike[str]) -> PretrainConfig:
@@ -214,8 +228,11 @@ class PretrainConfig(_Checked, MSONable):
             raise SettingsError(f"{path}: {error}") from error
 
     def to_plain(self) -> dict[str, Any]:
-        """All settings as plain JSON data."""
-        return asdict(self)
+        """All settings as plain JSON data; those of targets only where there are any."""
+        settings = {**asdict(self), "targets": list(self.targets)}
+        if not self.targets:
+            del settings["targets"], settings["target_weight"]
+        return settings
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,12 +19,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from crysxpp_mm.compute import cpu_by_default, one_torch_thread
+from crysxpp_mm.data.targets import TargetTable
 from crysxpp_mm.errors import DataError, SettingsError
 from crysxpp_mm.graph.arrays import CrystalGraphs
 from crysxpp_mm.graph.converter import CrystalGraphConverter
-from crysxpp_mm.losses import ReconstructionLoss, reconstruction_loss
+from crysxpp_mm.losses import ReconstructionLoss, reconstruction_loss, target_loss
 from crysxpp_mm.models.crysae import CrysAE
-from crysxpp_mm.compute import cpu_by_default, one_torch_thread
 from crysxpp_mm.training.batches import EpochOfBatches, PretrainBatch
 from crysxpp_mm.training.checkpoints import (
     CHECKPOINT,
@@ -38,6 +39,7 @@ from crysxpp_mm.training.checkpoints import (
 from crysxpp_mm.training.config import PretrainConfig
 from crysxpp_mm.training.curves import CurveRecorder
 from crysxpp_mm.training.reconstruction import measure_reconstruction
+from crysxpp_mm.training.targets import check_targets, fit_scale, measure_targets
 from crysxpp_mm.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -54,7 +56,7 @@ class PretrainModule(lightning.LightningModule):
         self.config = config
         self.steps = steps
 
-    def _losses(self, batch: PretrainBatch) -> tuple[ReconstructionLoss, Tensor]:
+    def _losses(self, batch: PretrainBatch) -> tuple[ReconstructionLoss, Tensor, Tensor | None]:
         reconstruction = self.model(batch.graph, batch.pairs)
         losses = reconstruction_loss(
             reconstruction,
@@ -64,10 +66,24 @@ class PretrainModule(lightning.LightningModule):
             hidden=batch.hidden,
             visible_weight=self.config.visible_weight,
         )
-        return losses, losses.total(self.config.loss_weights)
+        total = losses.total(self.config.loss_weights)
+        if reconstruction.targets is None or batch.targets is None:
+            return losses, total, None
+        of_targets = target_loss(reconstruction.targets, batch.targets)
+        return losses, total + self.config.target_weight * of_targets, of_targets
 
-    def _log(self, prefix: str, losses: ReconstructionLoss, total: Tensor, size: int) -> None:
-        for name, value in {"total": total, **losses._asdict()}.items():
+    def _log(
+        self,
+        prefix: str,
+        losses: ReconstructionLoss,
+        total: Tensor,
+        of_targets: Tensor | None,
+        size: int,
+    ) -> None:
+        terms = {"total": total, **losses._asdict()}
+        if of_targets is not None:
+            terms["targets"] = of_targets
+        for name, value in terms.items():
             self.log(
                 f"{prefix}_{name}",
                 value.detach(),
@@ -79,20 +95,20 @@ class PretrainModule(lightning.LightningModule):
 
     def training_step(self, batch: PretrainBatch, batch_index: int) -> Tensor:
         """Loss of a batch; a loss that is not finite stops the run."""
-        losses, total = self._losses(batch)
+        losses, total, of_targets = self._losses(batch)
         if not torch.isfinite(total):
             terms = {name: value.item() for name, value in losses._asdict().items()}
             raise FloatingPointError(
                 f"the loss is not finite in epoch {self.current_epoch}, batch {batch_index} "
                 f"({terms}); lower learning_rate."
             )
-        self._log("train", losses, total, batch.graph.batch_size)
+        self._log("train", losses, total, of_targets, batch.graph.batch_size)
         return total
 
     def validation_step(self, batch: PretrainBatch, batch_index: int) -> None:
         """Log the losses of held-out crystals."""
-        losses, total = self._losses(batch)
-        self._log("val", losses, total, batch.graph.batch_size)
+        losses, total, of_targets = self._losses(batch)
+        self._log("val", losses, total, of_targets, batch.graph.batch_size)
 
     def configure_optimizers(self) -> Any:
         """AdamW, with a one-cycle rate if the settings say so."""
@@ -122,8 +138,10 @@ class CrystalData(lightning.LightningDataModule):
         train: NDArray[np.int64],
         validation: NDArray[np.int64],
         num_workers: int = 0,
+        targets: TargetTable | None = None,
     ) -> None:
         super().__init__()
+        self.targets = targets
         self.graphs = graphs
         self.config = config
         self.train = train
@@ -133,7 +151,14 @@ class CrystalData(lightning.LightningDataModule):
     def epoch(self, epoch: int, *, shuffle: bool) -> EpochOfBatches:
         """The batches of an epoch."""
         indices = self.train if shuffle else self.validation
-        return EpochOfBatches(self.graphs, indices, self.config, epoch=epoch, shuffle=shuffle)
+        return EpochOfBatches(
+            self.graphs,
+            indices,
+            self.config,
+            epoch=epoch,
+            shuffle=shuffle,
+            targets=self.targets,
+        )
 
     def _loader(self, batches: EpochOfBatches) -> DataLoader[PretrainBatch]:
         return DataLoader(batches, batch_size=None, num_workers=self.num_workers)
@@ -212,6 +237,7 @@ def pretrain(
     *,
     converter: CrystalGraphConverter | None = None,
     data_hash: str,
+    targets: TargetTable | None = None,
     description: str = "",
     accelerator: str = "cpu",
     devices: int | str = 1,
@@ -231,6 +257,7 @@ def pretrain(
         out: Folder of the run, made if absent.
         converter: The rule that ``graphs`` were built by; the default one if None.
         data_hash: sha256 of the data, kept with the weights.
+        targets: The pretext targets of ``graphs``, where the settings name any.
         description: A line on the data, kept with the weights.
         accelerator: As Lightning's Trainer takes it.
         devices: As Lightning's Trainer takes it.
@@ -243,7 +270,8 @@ def pretrain(
         The model with the best validation loss, in evaluation mode.
 
     Raises:
-        DataError: fewer than two crystals are left to train on.
+        DataError: fewer than two crystals are left to train on, or ``targets`` are missing or
+            others than the settings name.
         SettingsError: the folder holds a run with other settings or other data, or
             ``max_minutes`` is not positive.
         FloatingPointError: the loss is no longer finite.
@@ -255,6 +283,7 @@ def pretrain(
     train, validation = split_crystals(len(graphs), config)
     if len(train) < 2:
         raise DataError(f"pretraining needs at least two crystals, got {len(train)}.")
+    check_targets(targets, graphs, config, data_hash=data_hash)
     run = {
         "config": config.to_plain(),
         "data_hash": data_hash,
@@ -265,11 +294,20 @@ def pretrain(
     }
     resume = check_run(folder, run)
 
-    data = CrystalData(graphs, config, train=train, validation=validation, num_workers=num_workers)
-    steps = sum(len(data.epoch(epoch, shuffle=True)) for epoch in range(config.max_epochs))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         model = CrysAE(converter=converter, metadata=run, **config.model_settings)
+    if targets is not None and model.target_head is not None:
+        targets = fit_scale(model.target_head, targets, graphs, train)
+    data = CrystalData(
+        graphs,
+        config,
+        train=train,
+        validation=validation,
+        num_workers=num_workers,
+        targets=targets,
+    )
+    steps = sum(len(data.epoch(epoch, shuffle=True)) for epoch in range(config.max_epochs))
     module = PretrainModule(model, config, steps=steps)
     saver = SaveBest(folder)
     callbacks: list[Callback] = [
@@ -318,6 +356,10 @@ def pretrain(
     }
     if len(validation):
         results["reconstruction"] = measure_reconstruction(best, graphs.select(validation))
+        if targets is not None:
+            results["targets"] = measure_targets(
+                best, graphs.select(validation), targets.select(graphs, validation)
+            )
     best.metadata = {**run, "results": results}
     best.save(folder / MODEL)
     write_record(folder, {**run, "results": results})
