@@ -84,7 +84,8 @@ def random_network_columns(table: BenchmarkTable, *, like: str | Path, seed: int
     shape = load_model(like)
     network = type(shape).random(seed=seed, converter=shape.converter, **shape.settings)
     network.calibrated(network.structure_graphs(table.structures[:500]))
-    return CrysAEFeaturizer(model=network, device="cpu").structure_embeddings(table.structures)
+    featurizer = CrysAEFeaturizer(model=network, device="cpu")
+    return featurizer.structure_embeddings(table.structures).astype(np.float64)
 
 
 def structure_columns(structures: Iterable[Structure]) -> Columns:
@@ -107,7 +108,8 @@ def structure_columns(structures: Iterable[Structure]) -> Columns:
         columns=featurizer.feature_labels(),
     )
     numbers = rows.drop(columns=[name for name in rows if name == "crystal_system"])
-    return numbers.apply(pd.to_numeric, errors="coerce").fillna(0.0).to_numpy(dtype=np.float64)
+    columns: Columns = numbers.apply(pd.to_numeric, errors="coerce").fillna(0.0).to_numpy(float)
+    return columns
 
 
 def magpie_of_table(table: BenchmarkTable, *, structure: bool) -> Columns:

@@ -47,10 +47,10 @@ class TargetTable:
         return TargetTable(self.names, self.sites[rows], self.crystals[indices], self.data_hash)
 
     def check(self, graphs: CrystalGraphs, names: Sequence[str], *, data_hash: str) -> None:
-        """Refuse a table of other crystals or other targets.
+        """Refuse a table that does not fit.
 
         Raises:
-            DataError: as said.
+            DataError: it is of other crystals, or of other targets than ``names``.
         """
         if self.data_hash != data_hash or (len(self.sites), len(self.crystals)) != (
             int(graphs.atom_offsets[-1]),

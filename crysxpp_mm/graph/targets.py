@@ -7,7 +7,7 @@ towards the cutoff, so that none comes or goes at once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from types import ModuleType
@@ -135,7 +135,7 @@ def site_properties(crystal: Crystal) -> SiteProperties:
     return SiteProperties(occupancy, *means.T)
 
 
-def surroundings(structure: IStructure) -> Surroundings:
+def surroundings(structure: IStructure | Mapping[str, Any]) -> Surroundings:
     """Find the neighbours of the sites of a structure.
 
     Raises:
@@ -242,8 +242,9 @@ def _valences(around: Surroundings) -> Array:
 
 def _summed(around: Surroundings, values: Array) -> Array:
     """Sums over the neighbours of every site, ``(n_sites, 1)``."""
-    sums = np.bincount(around.centers, weights=values, minlength=len(around.offsets) - 1)
-    return sums[:, None]
+    sums = np.zeros((len(around.offsets) - 1, 1))
+    np.add.at(sums[:, 0], around.centers, values)
+    return sums
 
 
 def _valence_sum(around: Surroundings) -> Array:

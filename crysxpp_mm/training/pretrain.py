@@ -24,7 +24,7 @@ from crysxpp_mm.data.targets import TargetTable
 from crysxpp_mm.errors import DataError, SettingsError
 from crysxpp_mm.graph.arrays import CrystalGraphs
 from crysxpp_mm.graph.converter import CrystalGraphConverter
-from crysxpp_mm.losses import ReconstructionLoss, reconstruction_loss, target_loss
+from crysxpp_mm.losses import reconstruction_loss, target_loss
 from crysxpp_mm.models.crysae import CrysAE
 from crysxpp_mm.training.batches import EpochOfBatches, PretrainBatch
 from crysxpp_mm.training.checkpoints import (
@@ -56,7 +56,8 @@ class PretrainModule(lightning.LightningModule):
         self.config = config
         self.steps = steps
 
-    def _losses(self, batch: PretrainBatch) -> tuple[ReconstructionLoss, Tensor, Tensor | None]:
+    def _losses(self, batch: PretrainBatch) -> tuple[dict[str, Tensor], Tensor]:
+        """The terms of the loss by name, and their weighted sum."""
         reconstruction = self.model(batch.graph, batch.pairs)
         losses = reconstruction_loss(
             reconstruction,
@@ -66,24 +67,14 @@ class PretrainModule(lightning.LightningModule):
             hidden=batch.hidden,
             visible_weight=self.config.visible_weight,
         )
-        total = losses.total(self.config.loss_weights)
-        if reconstruction.targets is None or batch.targets is None:
-            return losses, total, None
-        of_targets = target_loss(reconstruction.targets, batch.targets)
-        return losses, total + self.config.target_weight * of_targets, of_targets
+        terms, total = losses._asdict(), losses.total(self.config.loss_weights)
+        if reconstruction.targets is not None and batch.targets is not None:
+            terms["targets"] = target_loss(reconstruction.targets, batch.targets)
+            total = total + self.config.target_weight * terms["targets"]
+        return terms, total
 
-    def _log(
-        self,
-        prefix: str,
-        losses: ReconstructionLoss,
-        total: Tensor,
-        of_targets: Tensor | None,
-        size: int,
-    ) -> None:
-        terms = {"total": total, **losses._asdict()}
-        if of_targets is not None:
-            terms["targets"] = of_targets
-        for name, value in terms.items():
+    def _log(self, prefix: str, terms: dict[str, Tensor], total: Tensor, size: int) -> None:
+        for name, value in {"total": total, **terms}.items():
             self.log(
                 f"{prefix}_{name}",
                 value.detach(),
@@ -95,20 +86,19 @@ class PretrainModule(lightning.LightningModule):
 
     def training_step(self, batch: PretrainBatch, batch_index: int) -> Tensor:
         """Loss of a batch; a loss that is not finite stops the run."""
-        losses, total, of_targets = self._losses(batch)
+        terms, total = self._losses(batch)
         if not torch.isfinite(total):
-            terms = {name: value.item() for name, value in losses._asdict().items()}
+            values = {name: value.item() for name, value in terms.items()}
             raise FloatingPointError(
                 f"the loss is not finite in epoch {self.current_epoch}, batch {batch_index} "
-                f"({terms}); lower learning_rate."
+                f"({values}); lower learning_rate."
             )
-        self._log("train", losses, total, of_targets, batch.graph.batch_size)
+        self._log("train", terms, total, batch.graph.batch_size)
         return total
 
     def validation_step(self, batch: PretrainBatch, batch_index: int) -> None:
         """Log the losses of held-out crystals."""
-        losses, total, of_targets = self._losses(batch)
-        self._log("val", losses, total, of_targets, batch.graph.batch_size)
+        self._log("val", *self._losses(batch), batch.graph.batch_size)
 
     def configure_optimizers(self) -> Any:
         """AdamW, with a one-cycle rate if the settings say so."""

@@ -21,10 +21,10 @@ from crysxpp_mm.training.reconstruction import BATCH_ATOMS
 def check_targets(
     targets: TargetTable | None, graphs: CrystalGraphs, config: PretrainConfig, *, data_hash: str
 ) -> None:
-    """Refuse targets that are not those of the settings and the graphs.
+    """Refuse targets that do not fit.
 
     Raises:
-        DataError: as said.
+        DataError: they are missing, or others than the settings name, or of other crystals.
     """
     if targets is not None:
         targets.check(graphs, config.targets, data_hash=data_hash)
