@@ -106,10 +106,7 @@ class CrysAE(CrystalGraphModel):
         Raises:
             GraphError: the graph lacks a field.
         """
-        atoms = self.encoder(graph)[-1]
-        rebuilt: Reconstruction = self.decoder(atoms, pairs)
-        if self.target_head is not None:
-            rebuilt = rebuilt._replace(targets=self.target_head(atoms, graph))
+        rebuilt: Reconstruction = self.decoder(self.encoder(graph)[-1], pairs)
         return rebuilt
 
     @torch.no_grad()

@@ -14,7 +14,6 @@ from crysxpp_mm.elements import N_FEATURES
 from crysxpp_mm.errors import SettingsError
 from crysxpp_mm.graph.arrays import CrystalGraphs, offsets_from_counts
 from crysxpp_mm.layers.indexing import take_rows
-from crysxpp_mm.models.targets import TargetValues
 
 N_MULTIPLICITIES = 6
 """Classes of Eq. 6: 1 to 5 bonds between a pair of sites, and 6 or more."""
@@ -95,7 +94,6 @@ class Reconstruction(NamedTuple):
     existence: Tensor  # (n_pairs,) logits, Eq. 5
     multiplicity: Tensor  # (n_bonded, 6) logits, Eq. 6
     bond_lengths: Tensor  # (n_bonds,) Angstrom, Eq. 3
-    targets: TargetValues | None = None  # of the head of pretext targets, where there is one
 
 
 class CrysAEDecoder(nn.Module):

@@ -58,9 +58,9 @@ class PretrainModule(lightning.LightningModule):
 
     def _losses(self, batch: PretrainBatch) -> tuple[dict[str, Tensor], Tensor]:
         """The terms of the loss by name, and their weighted sum."""
-        reconstruction = self.model(batch.graph, batch.pairs)
+        atoms = self.model.encoder(batch.graph)[-1]
         losses = reconstruction_loss(
-            reconstruction,
+            self.model.decoder(atoms, batch.pairs),
             batch.pairs,
             batch.features,
             batch.distances,
@@ -68,8 +68,9 @@ class PretrainModule(lightning.LightningModule):
             visible_weight=self.config.visible_weight,
         )
         terms, total = losses._asdict(), losses.total(self.config.loss_weights)
-        if reconstruction.targets is not None and batch.targets is not None:
-            terms["targets"] = target_loss(reconstruction.targets, batch.targets)
+        if self.model.target_head is not None and batch.targets is not None:
+            predicted = self.model.target_head(atoms, batch.graph)
+            terms["targets"] = target_loss(predicted, batch.targets)
             total = total + self.config.target_weight * terms["targets"]
         return terms, total
 
