@@ -45,6 +45,7 @@ from crysxpp_mm.models.targets import LIMIT, TargetHead, TargetValues
 from crysxpp_mm.training.batches import EpochOfBatches
 from crysxpp_mm.training.config import PretrainConfig
 from crysxpp_mm.training.pretrain import pretrain, split_crystals
+from crysxpp_mm.training.start import weights_digest
 
 ALL = tuple(TARGETS)
 CRYSTALS = tuple(name for name in ALL if TARGETS[name].of == "crystal")
@@ -380,3 +381,20 @@ def test_the_command_computes_the_targets_it_needs(tmp_path):
     assert "alone.targets.npz is absent" in result.output
     (tmp_path / "alone.targets.npz").write_bytes((out / "data.targets.npz").read_bytes())
     assert runner.invoke(app, command).exit_code == 0
+
+
+def test_a_run_starts_from_the_weights_of_another(tmp_path, store, table):
+    first = run(tmp_path / "first", store, table)
+    short = dataclasses.replace(TINY, max_epochs=1, learning_rate=1e-9)
+    options = {"data_hash": store.data_hash, "targets": table, "pbar": False}
+    again = pretrain(store.graphs, short, tmp_path / "again", start=first, **options)
+    for name, value in first.named_parameters():
+        assert torch.allclose(value, again.get_parameter(name), atol=1e-6)
+    assert again.metadata["start"] == weights_digest(first)
+    with pytest.raises(SettingsError, match="another run"):
+        pretrain(store.graphs, short, tmp_path / "again", start=again, **options)
+    wider = CrysAE.random(hidden_dim=4, n_convs=2, normalize=True, targets=TINY.targets)
+    with pytest.raises(SettingsError, match="differs in hidden_dim; choose the settings"):
+        pretrain(store.graphs, short, tmp_path / "wider", start=wider, **options)
+    with pytest.raises(SettingsError, match="only a CrysAE can be started from, not a Linear"):
+        weights_digest(torch.nn.Linear(1, 1))

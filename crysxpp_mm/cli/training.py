@@ -80,6 +80,14 @@ def pretrain(
     description: Annotated[
         str, typer.Option(help="A line on the data, kept with the weights.")
     ] = "",
+    start: Annotated[
+        str | None,
+        typer.Option(
+            help="A pretrained model whose weights to start from, by name or file.  "
+            "[default: random weights]",
+            show_default=False,
+        ),
+    ] = None,
     max_minutes: Annotated[
         float | None,
         typer.Option(
@@ -101,6 +109,7 @@ def pretrain(
     Example, with a file of settings that holds "hidden_dim: 32" and "max_epochs: 20":
       crysxpp pretrain crystals.zip --config small.yaml --out runs/small
     """
+    from crysxpp_mm.model_zoo import load_model
     from crysxpp_mm.training.checkpoints import MODEL
     from crysxpp_mm.training.config import PretrainConfig
     from crysxpp_mm.training.pretrain import pretrain as run
@@ -125,6 +134,7 @@ def pretrain(
             converter=store.converter,
             data_hash=store.data_hash,
             targets=targets,
+            start=load_model(start) if start else None,
             description=description,
             accelerator=accelerator,
             devices=devices,

@@ -39,6 +39,7 @@ from crysxpp_mm.training.checkpoints import (
 from crysxpp_mm.training.config import PretrainConfig
 from crysxpp_mm.training.curves import CurveRecorder
 from crysxpp_mm.training.reconstruction import measure_reconstruction
+from crysxpp_mm.training.start import start_from, weights_digest
 from crysxpp_mm.training.targets import check_targets, fit_scale, measure_targets
 from crysxpp_mm.version import __version__
 
@@ -229,6 +230,7 @@ def pretrain(
     converter: CrystalGraphConverter | None = None,
     data_hash: str,
     targets: TargetTable | None = None,
+    start: CrysAE | None = None,
     description: str = "",
     accelerator: str = "cpu",
     devices: int | str = 1,
@@ -249,6 +251,7 @@ def pretrain(
         converter: The rule that ``graphs`` were built by; the default one if None.
         data_hash: sha256 of the data, kept with the weights.
         targets: The pretext targets of ``graphs``, where the settings name any.
+        start: A pretrained model whose weights this one starts from; random ones if None.
         description: A line on the data, kept with the weights.
         accelerator: As Lightning's Trainer takes it.
         devices: As Lightning's Trainer takes it.
@@ -263,8 +266,8 @@ def pretrain(
     Raises:
         DataError: fewer than two crystals are left to train on, or ``targets`` are missing or
             others than the settings name.
-        SettingsError: the folder holds a run with other settings or other data, or
-            ``max_minutes`` is not positive.
+        SettingsError: the folder holds a run with other settings or other data, ``start`` is a
+            model of other settings or another graph rule, or ``max_minutes`` is not positive.
         FloatingPointError: the loss is no longer finite.
         KeyboardInterrupt, SystemExit: Ctrl-C, SIGTERM; the same call goes on from the last epoch.
     """
@@ -275,7 +278,7 @@ def pretrain(
     if len(train) < 2:
         raise DataError(f"pretraining needs at least two crystals, got {len(train)}.")
     check_targets(targets, graphs, config, data_hash=data_hash)
-    run = {
+    run: dict[str, Any] = {
         "config": config.to_plain(),
         "data_hash": data_hash,
         "description": description,
@@ -283,11 +286,15 @@ def pretrain(
         "n_validation": len(validation),
         "version": __version__,
     }
+    if start is not None:
+        run["start"] = weights_digest(start)
     resume = check_run(folder, run)
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         model = CrysAE(converter=converter, metadata=run, **config.model_settings)
+    if start is not None:
+        start_from(model, start)
     if targets is not None and model.target_head is not None:
         targets = fit_scale(model.target_head, targets, graphs, train)
     data = CrystalData(
