@@ -39,6 +39,7 @@ setup(
         "crysxpp_mm": ["py.typed"],
         "crysxpp_mm.benchmarks": ["results/*"],
         "crysxpp_mm.pretrained": ["*/*"],
+        "crysxpp_mm.release": ["templates/*"],
     },
     install_requires=[
         # DGL 1.1.3 is the last release that works with today's torch; it has wheels for Python
@@ -47,6 +48,7 @@ setup(
             "dgl>=1.1.3,<2; python_version < '3.12' and platform_system != 'Windows' "
             "and (platform_machine == 'x86_64' or platform_system == 'Darwin')"
         ),
+        "jinja2>=3.1",
         "joblib>=1.3",
         "lightning>=2.6",
         "matminer>=0.10",

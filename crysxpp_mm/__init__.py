@@ -12,19 +12,25 @@ from typing import TYPE_CHECKING, Any
 from crysxpp_mm.version import __version__
 
 if TYPE_CHECKING:
-    from crysxpp_mm.estimators import CrysXPPClassifier, CrysXPPRegressor
+    from crysxpp_mm.data.dgl_dataset import CrystalGraphDataset
+    from crysxpp_mm.estimators import CrysXPPClassifier, CrysXPPRegressor, ElemNetRegressor
     from crysxpp_mm.featurizers import CrysAEFeaturizer, CrysXPPFeaturizer, check_featurizer
     from crysxpp_mm.graph.converter import CrystalGraphConverter
-    from crysxpp_mm.model_zoo import list_models, load_model
+    from crysxpp_mm.model_zoo import load_model
     from crysxpp_mm.models.crysae import CrysAE
+    from crysxpp_mm.models.crysxpp import CrysXPP
+    from crysxpp_mm.shipped import list_models
 
 __all__ = [
     "CrysAE",
     "CrysAEFeaturizer",
+    "CrysXPP",
     "CrysXPPClassifier",
     "CrysXPPFeaturizer",
     "CrysXPPRegressor",
     "CrystalGraphConverter",
+    "CrystalGraphDataset",
+    "ElemNetRegressor",
     "__version__",
     "check_featurizer",
     "list_models",
@@ -34,12 +40,15 @@ __all__ = [
 _HOMES = {
     "CrysAE": "crysxpp_mm.models.crysae",
     "CrysAEFeaturizer": "crysxpp_mm.featurizers",
+    "CrysXPP": "crysxpp_mm.models.crysxpp",
     "CrysXPPClassifier": "crysxpp_mm.estimators",
     "CrysXPPFeaturizer": "crysxpp_mm.featurizers",
     "CrysXPPRegressor": "crysxpp_mm.estimators",
     "CrystalGraphConverter": "crysxpp_mm.graph.converter",
+    "CrystalGraphDataset": "crysxpp_mm.data.dgl_dataset",
+    "ElemNetRegressor": "crysxpp_mm.estimators",
     "check_featurizer": "crysxpp_mm.featurizers",
-    "list_models": "crysxpp_mm.model_zoo",
+    "list_models": "crysxpp_mm.shipped",
     "load_model": "crysxpp_mm.model_zoo",
 }
 

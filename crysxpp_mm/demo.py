@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from crysxpp_mm.errors import DataError
-from crysxpp_mm.model_zoo import DEFAULT_MODEL
+from crysxpp_mm.shipped import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from pymatgen.core import Composition
@@ -50,7 +51,7 @@ _ASK_ABOUT = ("Halite", "Perovskite", "Diamond", "Heusler", "Quartz")
 
 @dataclass(frozen=True, kw_only=True)
 class DemoResult:
-    """What a run of the demo left behind.
+    """Files and numbers of a run of the demo.
 
     Attributes:
         folder: Where the files are.
@@ -138,78 +139,90 @@ def run_demo(
         UnknownModelError: There is no such model.
     """
     from crysxpp_mm import CrysAEFeaturizer
-    from crysxpp_mm.plotting import draw_map, map_to_plane
 
     folder = Path(out)
     if folder.exists() and not folder.is_dir():
         raise DataError(f"{folder} is a file; give a folder to write into.")
     featurizer = CrysAEFeaturizer(model=model) if model else CrysAEFeaturizer()
     columns = featurizer.feature_labels()  # finds out first whether there is such a model
-    crystals = prototype_crystals()
-    crystals = crystals if limit is None else crystals.head(limit)
+    crystals = prototype_crystals().iloc[:limit]
     say(
         f"{len(crystals)} crystals: the AFLOW prototypes that pymatgen ships, "
         f"{crystals['n_sites'].min()} to {crystals['n_sites'].max()} atoms a cell."
     )
-
     start = time.perf_counter()
     table = featurizer.featurize_dataframe(crystals, STRUCTURE, pbar=pbar)
     seconds = time.perf_counter() - start
-    matrix = table[columns].to_numpy()
     say(f"{len(columns)} columns each ({columns[0]!r} ... {columns[-1]!r}) in {seconds:.1f} s.")
+    result = DemoResult(
+        folder=folder,
+        features=folder / "features.csv",
+        picture=folder / "map.png",
+        source=folder / "crystals.json.gz",
+        n_crystals=len(table),
+        n_columns=len(columns),
+        seconds=seconds,
+    )
+    matrix = table[columns].to_numpy()
+    _write_files(table, matrix, result, model)
+    if lines := _neighbors(table["name"], matrix):
+        say("\n  ".join(["\nNearest by their columns:", *lines]))
+    say(_last_words(result, model))
+    return result
+
+
+def _write_files(
+    table: pd.DataFrame, matrix: NDArray[np.floating], result: DemoResult, model: str | None
+) -> None:
+    """Draw the map and write the three files."""
+    from crysxpp_mm.plots import draw_map, map_to_plane
 
     points = map_to_plane(matrix)
     figure = draw_map(
         points,
         classes=list(table["chemistry"]),
         labels=_short_labels(table),
-        title=f"{len(table)} crystals, placed by {len(columns)} learned columns",
+        title=f"{len(table)} crystals, placed by {result.n_columns} learned columns",
         subtitle=(
             "Each point is a crystal structure; close points are alike to the network, which was "
             f"told no property and no class ({_model_name(model)}, t-SNE)."
         ),
         class_order=CLASSES,
     )
-    folder.mkdir(parents=True, exist_ok=True)
-    features, picture = folder / "features.csv", folder / "map.png"
-    source = folder / "crystals.json.gz"
-    table.insert(7, "map x", points[:, 0])
-    table.insert(8, "map y", points[:, 1])
-    table.drop(columns=STRUCTURE).to_csv(features, index=False, float_format="%.6g")
-    figure.savefig(picture)
-    plain = crystals.assign(**{STRUCTURE: [s.as_dict() for s in crystals[STRUCTURE]]})
-    plain.to_json(
-        source, orient="split", double_precision=15, compression={"method": "gzip", "mtime": 0}
+    result.folder.mkdir(parents=True, exist_ok=True)
+    figure.savefig(result.picture)
+    place = list(table.columns).index(STRUCTURE)
+    crystals = table.iloc[:, : place + 1].assign(
+        **{STRUCTURE: [structure.as_dict() for structure in table[STRUCTURE]]}
     )
+    crystals.to_json(
+        result.source,
+        orient="split",
+        double_precision=15,
+        compression={"method": "gzip", "mtime": 0},
+    )
+    table.insert(place, "map x", points[:, 0])
+    table.insert(place + 1, "map y", points[:, 1])
+    table.drop(columns=STRUCTURE).to_csv(result.features, index=False, float_format="%.6g")
 
-    lines = _neighbors(table["name"], matrix)
-    if lines:
-        say("\nNearest by their columns:")
-        for line in lines:
-            say(f"  {line}")
-    say(f"\nWrote to {folder.resolve()}:")
-    say("  features.csv      one row a crystal: name, prototype, chemistry, then the columns")
-    say("  map.png           all of them as points in a plane, coloured by chemistry; open it")
-    say("  crystals.json.gz  the crystals themselves, a table with a column 'structure'")
+
+def _last_words(result: DemoResult, model: str | None) -> str:
+    """Names of the files, and what to do next."""
     again = f"--model {quote(model)} " if model else ""
-    say(
-        "\nNext, columns for a table; this one can be tried at once:\n"
-        f"  crysxpp featurize {quote(str(source))} {again}--out columns.csv\n"
+    return (
+        f"\nWrote to {result.folder.resolve()}:\n"
+        "  features.csv      one row a crystal: name, prototype, chemistry, then the columns\n"
+        "  map.png           all of them as points in a plane, coloured by chemistry; open it\n"
+        "  crystals.json.gz  the crystals themselves, a table with a column 'structure'\n"
+        "\n"
+        "Next, columns for a table; this one can be tried at once:\n"
+        f"  crysxpp featurize {quote(str(result.source))} {again}--out columns.csv\n"
         "A folder or a zip of CIF files, a CSV table and matminer's data sets are taken as well "
         "(crysxpp featurize --help).\n"
         "In Python, with a DataFrame that has a column of pymatgen Structures:\n"
         "  from crysxpp_mm import CrysAEFeaturizer\n"
         f"  df = CrysAEFeaturizer({f'{model!r}' if model else ''})"
         '.featurize_dataframe(df, "structure")'
-    )
-    return DemoResult(
-        folder=folder,
-        features=features,
-        picture=picture,
-        source=source,
-        n_crystals=len(table),
-        n_columns=len(columns),
-        seconds=seconds,
     )
 
 
@@ -238,7 +251,7 @@ def _short_labels(table: pd.DataFrame) -> list[str]:
     return labels
 
 
-def _neighbors(names: pd.Series, matrix: np.ndarray, n: int = 3) -> list[str]:
+def _neighbors(names: pd.Series, matrix: NDArray[np.floating], n: int = 3) -> list[str]:
     """The nearest crystals of a few well-known ones, as lines of text."""
     deviation = matrix.std(axis=0)
     scaled = (matrix - matrix.mean(axis=0)) / np.where(deviation > 0, deviation, 1.0)

@@ -48,6 +48,10 @@ class UnknownModelError(CrysXPPError, ValueError):
     """There is no shipped model of that name and no file at that path."""
 
 
+class NetworkOutputError(CrysXPPError, ValueError):
+    """A network gave numbers that are not finite; the message names the structure."""
+
+
 class DataError(CrysXPPError, ValueError):
     """A table, a folder or a file of structures cannot be read; the message names the row."""
 

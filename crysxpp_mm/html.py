@@ -7,11 +7,15 @@ from html import escape
 
 
 def facts_table(title: str, facts: Mapping[str, object]) -> str:
-    """A table of two columns in HTML; every text is escaped.
+    """Make a table of two columns in HTML; every text is escaped.
 
     Args:
-        title: Above the table.
-        facts: What each row says, by its name; an empty text or None leaves the row out.
+        title: Title above the table.
+        facts: Text of each row by its name; an empty text or None leaves the row out.
+
+    Example:
+        >>> "<td" in facts_table("salt", {"formula": "NaCl"})
+        True
     """
     rows = "".join(
         f'<tr><th style="text-align:left">{escape(name)}</th>'

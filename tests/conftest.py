@@ -170,3 +170,11 @@ def crysae() -> CrysAE:
     from crysxpp_mm.models.crysae import CrysAE
 
     return CrysAE.random(seed=0)
+
+
+def as_double(graph):
+    """The graph with its numbers in double precision, in place."""
+    for data in (graph.ndata, graph.edata):
+        for name in list(data):
+            data[name] = data[name].double()
+    return graph

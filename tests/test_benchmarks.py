@@ -11,9 +11,9 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 from small_tables import rock_salts, small_tables
 
-from crysxpp_mm.benchmarks import column_choice, columns, data, report, simple_models, speed
+from crysxpp_mm.benchmarks import column_choice, columns, data, folds, pages, simple_models, speed
 from crysxpp_mm.benchmarks.column_choice import run_choice
-from crysxpp_mm.benchmarks.columns import compare, run_columns, summarize
+from crysxpp_mm.benchmarks.columns import run_columns
 from crysxpp_mm.benchmarks.data import (
     DATA_VARIABLE,
     TARGETS,
@@ -21,8 +21,9 @@ from crysxpp_mm.benchmarks.data import (
     load_mp_structures,
     load_tables,
 )
-from crysxpp_mm.benchmarks.report import markdown_table, versions, write_report
-from crysxpp_mm.benchmarks.runs import RunTable
+from crysxpp_mm.benchmarks.folds import random_columns, summarize
+from crysxpp_mm.benchmarks.pages import markdown_table, versions, write_report
+from crysxpp_mm.benchmarks.runner import Place, RunTable
 from crysxpp_mm.benchmarks.simple_models import (
     ALL,
     FOLDS,
@@ -37,6 +38,7 @@ from crysxpp_mm.benchmarks.simple_models import (
     split,
     standardized,
 )
+from crysxpp_mm.benchmarks.statistics import differences_by_fold
 from crysxpp_mm.errors import DataError, SettingsError, UnknownModelError
 from crysxpp_mm.models.crysae import CrysAE
 
@@ -278,7 +280,8 @@ def test_seeds_are_averaged_before_the_spread_over_folds() -> None:
 def test_a_verdict_needs_more_than_the_standard_error(shift: list[int], verdict: str) -> None:
     base = np.array([10.0, 20, 30, 40, 50])
     folds = folds_of(list(base + shift), {0: list(base - 1), 1: list(base + 1)})
-    (row,) = compare(folds, ours="ours", controls=["control"]).to_dict("records")
+    found = differences_by_fold(folds, ours="ours", controls=["control"])
+    (row,) = found.to_dict("records")
     assert row["verdict"] == verdict
     assert row["difference"] == pytest.approx(np.mean(shift))
     assert row["standard_error"] == pytest.approx(np.std(shift, ddof=1) * np.sqrt(1 / 5 + 1 / 4))
@@ -298,17 +301,16 @@ def test_columns_are_compared_reported_and_not_computed_twice(
         calls.append(1)
         return cross_validate(*args, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(columns, "cross_validate", counted)
+    monkeypatch.setattr(folds, "cross_validate", counted)
     monkeypatch.setattr(simple_models, "N_TREES", 5)
     monkeypatch.setattr(column_choice, "CHOICES", dict(list(column_choice.CHOICES.items())[-2:]))
     lines: list[str] = []
 
     def run(**options: object) -> pd.DataFrame:
         calls.clear()
-        table = run_columns(
-            root, out=out, models=[model_file], say=lines.append, seeds=(0, 1), **options
-        )  # type: ignore[arg-type]
-        run_choice(root, out=out, model=model_file, say=lines.append)
+        place = Place(root=root, out=out, say=lines.append)
+        table = run_columns(place, models=[model_file], seeds=(0, 1), **options)  # type: ignore[arg-type]
+        run_choice(place, model=model_file)
         return table
 
     table = run(candidates=FEW)
@@ -340,8 +342,8 @@ def test_columns_are_compared_reported_and_not_computed_twice(
     assert_allclose(run(candidates=FEW)["mae"], table["mae"], rtol=1e-12)
     assert calls == []
 
-    folds = pd.read_csv(out / "columns_folds.csv")  # a run that was stopped
-    folds[folds["kind"] != "Magpie"].to_csv(out / "columns_folds.csv", index=False)
+    rows = pd.read_csv(out / "columns_folds.csv")  # a run that was stopped
+    rows[rows["kind"] != "Magpie"].to_csv(out / "columns_folds.csv", index=False)
     assert_allclose(run(candidates=FEW)["mae"], table["mae"], rtol=1e-12)
     assert len(calls) == n_targets
 
@@ -359,7 +361,7 @@ def test_random_weights_are_calibrated_and_differ_by_seed() -> None:
     structures = rock_salts(16)
     like = CrysAE.random(hidden_dim=8, n_convs=2)
     first, again, other = (
-        columns.random_columns(structures, like=like, seed=seed, calibration=structures)
+        random_columns(structures, like=like, seed=seed, calibration=structures)
         for seed in (0, 0, 1)
     )
     assert_array_equal(first, again)
@@ -369,18 +371,18 @@ def test_random_weights_are_calibrated_and_differ_by_seed() -> None:
 def test_a_benchmark_without_content_is_refused(root: Path, model_file: Path) -> None:
     for name in ("seeds", "candidates"):
         with pytest.raises(SettingsError, match=f"{name} must not be empty"):
-            run_columns(root, models=[model_file], **{name: ()})  # type: ignore[arg-type]
+            run_columns(Place(root=root), models=[model_file], **{name: ()})  # type: ignore[arg-type]
     with pytest.raises(SettingsError, match=r"at least one model.*got none"):
-        run_columns(root, models=[])
+        run_columns(Place(root=root), models=[])
     with pytest.raises(SettingsError, match="none twice, got small, small"):
-        run_columns(root, models=[model_file, model_file])
+        run_columns(Place(root=root), models=[model_file, model_file])
     with pytest.raises(UnknownModelError, match="no model file"):
-        run_columns(root, models=[root / "absent.json.gz"])
+        run_columns(Place(root=root), models=[root / "absent.json.gz"])
     with pytest.raises(UnknownModelError, match="no model file"):
-        run_choice(root, model=root / "absent.json.gz")
+        run_choice(Place(root=root), model=root / "absent.json.gz")
     (root / "released_crysae_weights.npz").unlink()
     with pytest.raises(DataError, match=r"released_crysae_weights\.npz is missing"):
-        run_columns(root, models=[model_file])
+        run_columns(Place(root=root), models=[model_file])
 
 
 def test_shipped_models_are_compared_the_default_first(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -390,7 +392,7 @@ def test_shipped_models_are_compared_the_default_first(monkeypatch: pytest.Monke
             "kind": ["CrysAE", "CrysAE", "CrysAE", "CrysXPPRegressor"],
         }
     )
-    monkeypatch.setattr("crysxpp_mm.model_zoo.list_models", lambda: names)
+    monkeypatch.setattr("crysxpp_mm.shipped.list_models", lambda: names)
     assert columns.shipped_models() == ["crysae-mp-v1", "another", "crysae-mp-paper"]
 
 
@@ -419,7 +421,7 @@ def test_versions_are_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "\n" not in line
     for name in ("crysxpp_mm", "Python", "torch", "matminer", "scikit-learn", "numpy"):
         assert f"{name} " in line
-    monkeypatch.setattr(report, "LISTED", ("no-such-package",))
+    monkeypatch.setattr(pages, "LISTED", ("no-such-package",))
     assert versions().endswith("no-such-package absent")
 
 
@@ -433,7 +435,7 @@ def test_versions_are_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_a_model_is_named_without_its_path(model: str | Path, name: str) -> None:
-    assert report.model_name(model) == name
+    assert pages.model_name(model) == name
 
 
 def test_a_report_is_written_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -466,12 +468,12 @@ def test_a_report_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
 def test_results_go_to_the_checkout_or_to_the_current_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module = tmp_path / "crysxpp_mm" / "benchmarks" / "report.py"
-    monkeypatch.setattr(report, "__file__", str(module))
-    assert report.default_folder() == Path()
+    module = tmp_path / "crysxpp_mm" / "benchmarks" / "pages.py"
+    monkeypatch.setattr(pages, "__file__", str(module))
+    assert pages.default_folder() == Path()
     for name in ("setup.py", "pyproject.toml"):
         (tmp_path / name).write_text("")
-    assert report.default_folder() == module.parent / "results"
+    assert pages.default_folder() == module.parent / "results"
 
 
 # Speed.
@@ -515,8 +517,9 @@ def test_the_speed_benchmark_writes_every_measure(
     monkeypatch.setattr(speed.measure_atoms, "__defaults__", ((16, 64),))
     out = tmp_path / "out"
     lines: list[str] = []
-    table = speed.run_speed(root, out=out, model=str(model_file), say=lines.append, scale=0.001)
-    assert len(lines) == len(table)
+    place = Place(root=root, out=out, say=lines.append)
+    table = speed.run_speed(place, model=str(model_file), scale=0.001)
+    assert len(lines) == len(table) + 1
     assert np.isfinite(table["value"]).all()
     goals = table[table["goal"] != ""]
     assert len(goals) == 8

@@ -23,7 +23,7 @@ from crysxpp_mm.cli import app
 from crysxpp_mm.data import sources
 from crysxpp_mm.data.store import GraphStore, build_store
 from crysxpp_mm.errors import SettingsError
-from crysxpp_mm.featurizers import base
+from crysxpp_mm.featurizers import resident
 
 COMMANDS = (
     "demo",
@@ -153,7 +153,7 @@ def test_closed_pipe_is_no_error_of_input(monkeypatch):
     def closed() -> None:
         raise BrokenPipeError(32, "Broken pipe")
 
-    monkeypatch.setattr("crysxpp_mm.model_zoo.list_models", closed)
+    monkeypatch.setattr("crysxpp_mm.shipped.list_models", closed)
     assert "error" not in run("models", code=1).stderr
 
 
@@ -440,16 +440,16 @@ def test_pretraining_that_stops(table, tmp_path, monkeypatch, stop, code, text):
 
 def test_models_are_printed(monkeypatch):
     rows = {"name": ["a"], "kind": ["CrysAE"], "description": ["of tests"], "path": ["/x"]}
-    monkeypatch.setattr("crysxpp_mm.model_zoo.list_models", lambda: pd.DataFrame(rows))
+    monkeypatch.setattr("crysxpp_mm.shipped.list_models", lambda: pd.DataFrame(rows))
     text = run("models").stdout
     assert "of tests" in text
     assert "/x" not in text
 
 
 def test_installation_without_models_says_so(cifs, monkeypatch, tmp_path):
-    base._loaded.cache_clear()  # another test may have loaded a model
-    monkeypatch.setattr("crysxpp_mm.model_zoo.importlib.resources.files", lambda name: tmp_path)
-    monkeypatch.setattr("crysxpp_mm.model_zoo.__file__", str(tmp_path / "a" / "b.py"))
+    resident._loaded.cache_clear()  # another test may have loaded a model
+    monkeypatch.setattr("crysxpp_mm.shipped.importlib.resources.files", lambda name: tmp_path)
+    monkeypatch.setattr("crysxpp_mm.shipped.__file__", str(tmp_path / "a" / "b.py"))
     for command in (("models",), ("demo", "--out", tmp_path / "demo"), ("featurize", cifs)):
         assert "has no pretrained models; install crysxpp_mm from" in fails(*command)
     assert not (tmp_path / "demo").exists()
@@ -487,9 +487,8 @@ def test_benchmarks_are_run(monkeypatch, tmp_path, name, runs):
     monkeypatch.setattr("crysxpp_mm.benchmarks.data.load_tables", lambda *_: {})
     run("benchmark", name, "--data", tmp_path, "--out", tmp_path / "out", "--model", "m")
     assert [path for path, _, _ in calls] == list(runs)
-    for path, arguments, options in calls:
-        assert "tables" in options or arguments == (tmp_path,)
-        assert options["out"] == tmp_path / "out"
+    for path, (place,), options in calls:
+        assert (place.root, place.out) == (tmp_path, tmp_path / "out")
         assert options.items() >= runs[path].items()
 
 

@@ -21,7 +21,7 @@ from pymatgen.core import Lattice, Structure
 from test_cli import fails, run
 
 from crysxpp_mm import CrysAE, CrysXPPClassifier, CrysXPPRegressor, load_model
-from crysxpp_mm.cli import fine_tune
+from crysxpp_mm.cli import learning
 from crysxpp_mm.data import sources
 from crysxpp_mm.data.store import build_store
 
@@ -322,7 +322,7 @@ def test_a_model_is_kept_if_nobody_listens(data, tmp_path, monkeypatch):
         if text.startswith("learned from"):
             raise BrokenPipeError(errno.EPIPE, "Broken pipe")
 
-    monkeypatch.setattr("crysxpp_mm.cli.fine_tune.typer.echo", closed)
+    monkeypatch.setattr("crysxpp_mm.cli.train.typer.echo", closed)
     out = tmp_path / "m.json.gz"
     run("train", data / "table.csv", "--target", "K", *small("--out", out), code=1)
     assert load_model(out).n_train_ == 3
@@ -388,7 +388,7 @@ def test_warnings_are_one_line(data, tmp_path):
     with pytest.warns(UserWarning, match="all labels of 'K' are equal"):
         run(*command)
     before = warnings.formatwarning
-    with fine_tune._short_warnings():
+    with learning.short_warnings():
         assert warnings.formatwarning("a\nb", UserWarning, "file.py", 3) == "warning: a b\n"
     assert warnings.formatwarning is before
 
@@ -670,7 +670,16 @@ def test_explanation_replaces_an_earlier_one_and_keeps_names_apart(data, ensembl
     assert sorted(p.name for p in out.iterdir()) == ["12.cif.weights.png", "weights.csv"]
 
 
-def test_explanation_names_what_is_wrong(data, ensemble, classifier, crysae, tmp_path):
+class CannotExplain:
+    """A fitted predictor without explanations."""
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return True
+
+    def predict(self) -> None: ...
+
+
+def test_explanation_names_what_is_wrong(data, ensemble, classifier, crysae, tmp_path, monkeypatch):
     path = data / "cifs" / "12.cif"
     out = ("--out", tmp_path / "why")
     command = ("explain", path, *out, "--model")
@@ -678,6 +687,9 @@ def test_explanation_names_what_is_wrong(data, ensemble, classifier, crysae, tmp
     assert "--target goes with --contributions" in fails(*command, ensemble, "--target", "K")
     assert "is a CrysAE, which predicts no property" in fails(*command, crysae)
     assert "is a file; give a folder" in fails(*command, ensemble, "--out", path)
+    monkeypatch.setattr("crysxpp_mm.model_zoo.load_model", lambda _: CannotExplain())
+    assert "is a CannotExplain, which cannot explain its" in fails(*command, ensemble)
+    monkeypatch.undo()
     add_lawrencium(data)
     only = ("explain", data / "cifs" / "99.cif", *out, "--model", classifier)
     assert "nothing could be explained; 99.cif: Lr1" in fails(*only, "--ignore-errors")

@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import json
 import signal
+from dataclasses import asdict
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import make_structures
+from conftest import as_double, make_structures
 from monty.json import MontyDecoder, MontyEncoder
 from pymatgen.core import Lattice, Structure
 from torch import nn
 
 from crysxpp_mm.elements import PROPERTIES, feature_table
 from crysxpp_mm.errors import DataError, ModelFileError, SettingsError
+from crysxpp_mm.estimators.crysxpp import CrysXPPFitOptions
 from crysxpp_mm.graph.batch import ATOM_FEATURES
 from crysxpp_mm.graph.converter import CrystalGraphConverter
 from crysxpp_mm.models.crysae import CrysAE
 from crysxpp_mm.models.crysxpp import CrysXPP, FeatureSelector
-from crysxpp_mm.training import finetune
-from crysxpp_mm.training.config import FineTuneConfig
-from crysxpp_mm.training.finetune import fine_tune, shrink_selector, training_batches
+from crysxpp_mm.training import loop
+from crysxpp_mm.training.callbacks import SaveCheckpoint
+from crysxpp_mm.training.fit import FitModule, FitRows, fit_model, training_batches
+from crysxpp_mm.training.objectives import ClassificationObjective, RegressionObjective
+from crysxpp_mm.training.options import checked_options
 
 converter = CrystalGraphConverter()
 MATERIALS = make_structures()  # never changed here
@@ -43,12 +47,14 @@ def crystals(n=24, seed=0):
     return structures
 
 
-def train(model, structures, y, config, **options):
+def train(model, structures, y, config, *, rows=None, objective=None, **options):
     """Fit on the first part, choose on the last quarter."""
-    rows = np.arange(len(structures))
-    cut = len(rows) * 3 // 4
-    settings = {"train": rows[:cut], "validation": rows[cut:], "pbar": False, **options}
-    return fine_tune(model, converter.convert_many(structures), y, config, **settings)
+    cut = len(structures) * 3 // 4
+    if rows is None:
+        rows = FitRows(np.arange(cut), np.arange(cut, len(structures)))
+    objective = objective or RegressionObjective()
+    graphs = converter.convert_many(structures)
+    return fit_model(model, graphs, y, objective, config, rows, **options)
 
 
 @pytest.mark.parametrize("encoder", ["cgcnn", "gcn"])
@@ -62,10 +68,7 @@ def test_prediction_does_not_depend_on_the_choice_of_cell(perovskite, encoder, r
     shuffled = Structure.from_sites([moved[i] for i in (3, 0, 4, 2, 1)])
 
     def value(structure):
-        graph = model.make_graph(converter.convert(structure))
-        graph.ndata = {name: data.double() for name, data in graph.ndata.items()}
-        graph.edata = {name: data.double() for name, data in graph.edata.items()}
-        return model(graph).item()
+        return model(as_double(model.make_graph(converter.convert(structure)))).item()
 
     for other in (big, moved, shuffled):
         assert value(other) == pytest.approx(value(perovskite), abs=1e-5)
@@ -206,7 +209,7 @@ def test_training_mode_is_refused(perovskite):
 
 def quick(**changes):
     """Few epochs on few labels."""
-    return FineTuneConfig(**{"max_epochs": 4, "min_steps": 0, "batch_size": 6, **changes})
+    return CrysXPPFitOptions(**{"max_epochs": 4, "min_steps": 0, "batch_size": 6, **changes})
 
 
 def weights(model):
@@ -238,7 +241,7 @@ def test_resumed_training_equals_uninterrupted(tmp_path, monkeypatch):
     class KilledError(Exception):
         pass
 
-    save = finetune.SaveCheckpoint.on_train_epoch_end
+    save = SaveCheckpoint.on_train_epoch_end
 
     def save_then_die(self, trainer, module):
         save(self, trainer, module)
@@ -246,7 +249,7 @@ def test_resumed_training_equals_uninterrupted(tmp_path, monkeypatch):
             raise KilledError
 
     options = {"checkpoint_dir": tmp_path, "run_id": "a"}
-    monkeypatch.setattr(finetune.SaveCheckpoint, "on_train_epoch_end", save_then_die)
+    monkeypatch.setattr(SaveCheckpoint, "on_train_epoch_end", save_then_die)
     with pytest.raises(KilledError):
         train(CrysXPP.random(**SMALL), structures, y, quick(frozen_epochs=1), **options)
     monkeypatch.undo()
@@ -259,7 +262,7 @@ def test_resumed_training_equals_uninterrupted(tmp_path, monkeypatch):
     }
 
     finished = CrysXPP.random(**SMALL)  # read back, not trained again
-    monkeypatch.setattr(finetune.lightning, "Trainer", None)
+    monkeypatch.setattr(loop.lightning, "Trainer", None)
     again = train(finished, structures, y, quick(frozen_epochs=1), **options)
     assert torch.equal(weights(finished), weights(whole))
     pd.testing.assert_frame_equal(again, expected)
@@ -310,7 +313,7 @@ def test_ctrl_c_stays_a_keyboard_interrupt(tmp_path, monkeypatch):
     structures, y = crystals(), np.random.default_rng(0).normal(size=(24, 1))
     whole = CrysXPP.random(**SMALL)
     train(whole, structures, y, quick())
-    step = finetune.FineTuneModule.training_step
+    step = FitModule.training_step
 
     def interrupted(self, batch, batch_index):
         if self.current_epoch == 2:
@@ -319,7 +322,7 @@ def test_ctrl_c_stays_a_keyboard_interrupt(tmp_path, monkeypatch):
 
     options = {"checkpoint_dir": tmp_path, "run_id": "a"}
     before = signal.getsignal(signal.SIGINT)
-    monkeypatch.setattr(finetune.FineTuneModule, "training_step", interrupted)
+    monkeypatch.setattr(FitModule, "training_step", interrupted)
     with pytest.raises(KeyboardInterrupt):
         train(CrysXPP.random(**SMALL), structures, y, quick(), **options)
     monkeypatch.undo()
@@ -330,13 +333,11 @@ def test_ctrl_c_stays_a_keyboard_interrupt(tmp_path, monkeypatch):
 
 
 def test_a_floor_is_no_error_below_and_one_above():
-    model = CrysXPP.random(**SMALL)
     floors = torch.tensor([-0.5, float("-inf")])
-    module = finetune.FineTuneModule(model, quick(), task="regression", floors=floors)
+    objective = RegressionObjective(floors=floors)
     targets = torch.tensor([[-0.5, 0.0], [-0.5, float("nan")], [1.0, 0.0]])
     predicted = torch.tensor([[-2.0, -2.0], [0.5, 0.0], [-2.0, 0.0]], requires_grad=True)
-    module.model.forward = lambda graph: predicted
-    loss, size = module._loss(finetune.FineTuneBatch(None, targets))
+    loss, size = objective(predicted, targets)
     assert size == 5
     assert loss.item() == pytest.approx((0 + 2 + 1 + 3 + 0) / 5)
     (gradient,) = torch.autograd.grad(loss, predicted)
@@ -440,17 +441,17 @@ def test_classes_are_learned():
     labels = np.array([int("O" in s.symbol_set) for s in structures])
     model = CrysXPP.random(n_targets=2, **SMALL)
     config = quick(max_epochs=15, learning_rate=0.02)
-    train(model, structures, labels, config, task="classification", class_weights=[1.0, 2.0])
+    train(model, structures, labels, config, objective=ClassificationObjective([1.0, 2.0]))
     found = model.predict(converter.convert_many(structures)).argmax(1).numpy()
     assert (found == labels).mean() > 0.9
 
 
 def test_few_rows_are_passed_over_several_times():
     rows = np.arange(10)
-    batches = training_batches(rows, FineTuneConfig(max_epochs=10, min_steps=100), epoch=0)
+    batches = training_batches(rows, CrysXPPFitOptions(max_epochs=10, min_steps=100), epoch=0)
     assert len(batches) == 10
     assert np.array_equal(np.sort(np.concatenate(batches[:5])), rows)
-    other = training_batches(rows, FineTuneConfig(max_epochs=10, min_steps=100), epoch=1)
+    other = training_batches(rows, CrysXPPFitOptions(max_epochs=10, min_steps=100), epoch=1)
     assert any(not np.array_equal(a, b) for a, b in zip(batches, other, strict=True))
 
 
@@ -458,11 +459,14 @@ def test_proximal_step_makes_exact_zeros():
     selector = FeatureSelector()
     with torch.no_grad():
         selector.weight[:3] = torch.tensor([0.5, 0.001, -0.5])
-    state = {
-        selector.weight: {"exp_avg_sq": torch.full((92,), 1e-4) * 0.1, "step": torch.tensor(1.0)}
+    other = nn.Parameter(torch.zeros(3))
+    groups = [{"params": [selector.weight]}, {"params": [other], "lr": 1.0}]
+    optimizer = torch.optim.AdamW(groups, lr=0.01, betas=(0.9, 0.9))
+    optimizer.state[selector.weight] = {
+        "exp_avg_sq": torch.full((92,), 1e-4) * 0.1,
+        "step": torch.tensor(1.0),
     }
-    group = {"lr": 0.01, "betas": (0.9, 0.9)}
-    shrink_selector(selector, state, group, sparsity=0.01)
+    selector.shrink(optimizer, sparsity=0.01)
     step = 0.01 * 0.01 / np.hypot(0.01, 0.01)  # rate * lambda / sqrt(v^2 + lambda^2)
     expected = torch.tensor([0.5 - step, 0.0, -0.5 + step], dtype=torch.float32)
     assert torch.allclose(selector.weight[:3], expected)
@@ -485,7 +489,7 @@ def test_selector_finds_the_two_properties_that_matter():
         max_epochs=40, learning_rate=0.02, selector_rate=0.02, sparsity=0.05, batch_size=20
     )
     rows = np.arange(200)
-    fine_tune(model, graphs, y, config, train=rows, validation=rows[:0], pbar=False)
+    fit_model(model, graphs, y, RegressionObjective(), config, FitRows(rows, rows[:0]))
     weight = model.selector.weight.detach().abs().numpy()
     shares = {item.name: weight[item.start : item.stop].sum() / weight.sum() for item in PROPERTIES}
     best = sorted(shares, key=shares.get)[-2:]
@@ -496,17 +500,18 @@ def test_selector_finds_the_two_properties_that_matter():
 
 def test_loss_that_is_not_finite_stops():
     structures, y = crystals(8), np.full((8, 1), 1e38)
+    objective = RegressionObjective("mse")
     with pytest.raises(FloatingPointError, match="lower learning_rate"):
-        train(CrysXPP.random(**SMALL), structures, y, quick(loss="mse"))
+        train(CrysXPP.random(**SMALL), structures, y, quick(), objective=objective)
 
 
 def test_rows_in_both_sets_and_no_rows_are_refused():
     structures, y = crystals(8), np.zeros((8, 1))
     rows = np.arange(8)
     with pytest.raises(DataError, match="in the training and in the validation set"):
-        train(CrysXPP.random(**SMALL), structures, y, quick(), train=rows)
+        train(CrysXPP.random(**SMALL), structures, y, quick(), rows=FitRows(rows, rows[:2]))
     with pytest.raises(DataError, match="no crystals to learn from"):
-        train(CrysXPP.random(**SMALL), structures, y, quick(), train=rows[:0])
+        train(CrysXPP.random(**SMALL), structures, y, quick(), rows=FitRows(rows[:0], rows))
 
 
 @pytest.mark.parametrize(
@@ -534,15 +539,66 @@ def test_rows_in_both_sets_and_no_rows_are_refused():
         {"element_start": 1.0},
         {"element_start": -0.1},
         {"element_start": "late"},
-        {"loss": "huber"},
     ],
 )
 def test_senseless_training_settings_are_named(changes):
     (name,) = changes
     with pytest.raises(SettingsError, match=f"^{name} must"):
-        FineTuneConfig(**changes)
+        checked_options(CrysXPPFitOptions, CrysXPPFitOptions(), **changes)
 
 
-def test_training_settings_survive_json():
-    config = FineTuneConfig(max_epochs=3, loss="mse")
-    assert json.loads(json.dumps(config, cls=MontyEncoder), cls=MontyDecoder) == config
+def test_options_become_plain_numbers():
+    options = CrysXPPFitOptions(max_epochs=np.int64(3), sparsity=np.float32(0.5))
+    plain = checked_options(CrysXPPFitOptions, options, seed=np.int32(4))
+    assert json.loads(json.dumps(asdict(plain))) == {
+        **asdict(CrysXPPFitOptions()),
+        "max_epochs": 3,
+        "sparsity": 0.5,
+        "seed": 4,
+    }
+
+
+def test_after_a_fit_the_forward_pass_has_received_dgl_graphs(monkeypatch):
+    pytest.importorskip("dgl")
+    monkeypatch.delenv("CRYSXPP_BACKEND", raising=False)
+    import dgl
+
+    structures, y = crystals(), np.random.default_rng(0).normal(size=(24, 1))
+    model, seen = CrysXPP.random(**SMALL), []
+    model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    train(model, structures, y, quick(max_epochs=1))
+    model.predict(converter.convert_many(structures))
+    assert len(seen) > 3
+    assert all(isinstance(graph, dgl.DGLGraph) for graph in seen)
+
+
+def test_training_on_plain_tensors_gives_the_same_weights(monkeypatch):
+    structures, y = crystals(), np.random.default_rng(0).normal(size=(24, 1))
+    found = []
+    for backend in ("auto", "torch"):
+        monkeypatch.setenv("CRYSXPP_BACKEND", backend)
+        model = CrysXPP.random(**SMALL)
+        train(model, structures, y, quick(max_epochs=2))
+        found.append(weights(model))
+    assert torch.allclose(*found, rtol=1e-6)
+
+
+def test_the_environment_changes_nothing_of_a_training(monkeypatch):
+    structures, y = crystals(), np.random.default_rng(0).normal(size=(24, 1))
+    expected = CrysXPP.random(**SMALL)
+    train(expected, structures, y, quick())
+    slurm = {"SLURM_NTASKS": "4", "SLURM_JOB_NAME": "train", "SLURM_PROCID": "0"}
+    for name, value in {**slurm, "PL_TRAINER_MAX_STEPS": "1", "PL_TRAINER_DEVICES": "3"}.items():
+        monkeypatch.setenv(name, value)
+    model = CrysXPP.random(**SMALL)
+    train(model, structures, y, quick())
+    assert torch.equal(weights(model), weights(expected))
+
+
+def test_training_works_where_gradients_are_off():
+    structures, y = crystals(), np.random.default_rng(0).normal(size=(24, 1))
+    expected, model = CrysXPP.random(**SMALL), CrysXPP.random(**SMALL)
+    train(expected, structures, y, quick())
+    with torch.no_grad():
+        train(model, structures, y, quick())
+    assert torch.equal(weights(model), weights(expected))

@@ -24,13 +24,13 @@ from sklearn.pipeline import make_pipeline
 from crysxpp_mm import CrysXPPClassifier, CrysXPPFeaturizer, CrysXPPRegressor, check_featurizer
 from crysxpp_mm.errors import (
     ModelFileError,
+    NetworkOutputError,
     SettingsError,
     StructureTypeError,
     UnknownElementError,
     UnknownModelError,
 )
-from crysxpp_mm.featurizers.base import NetworkOutputError
-from crysxpp_mm.graph.converter import CrystalGraphConverter
+from crysxpp_mm.graph.converter import CrystalGraphConverter, read_crystal
 from crysxpp_mm.model_zoo import MODEL_FILE, list_models, shipped_predictors
 from crysxpp_mm.models.crysae import CrysAE
 
@@ -264,13 +264,13 @@ def test_rules_are_shared_and_told_apart(fitted, structures, bad_inputs, monkeyp
         **FAST,
     ).fit(structures, np.arange(8.0))
     converted: list[tuple[float, int]] = []
-    plain = CrystalGraphConverter.convert_each
+    build = CrystalGraphConverter.build
 
-    def counting(self: CrystalGraphConverter, items: Any) -> Any:
-        converted.append((self.cutoff, len(items)))
-        return plain(self, items)
+    def counting(self: CrystalGraphConverter, crystals: Any) -> Any:
+        converted.append((self.cutoff, len(crystals)))
+        return build(self, crystals)
 
-    monkeypatch.setattr(CrystalGraphConverter, "convert_each", counting)
+    monkeypatch.setattr(CrystalGraphConverter, "build", counting)
     both = CrysXPPFeaturizer([fitted["energy"], near, fitted["metal"]], batch_atoms=100)
     rows = both.featurize_many(structures, pbar=False)
     assert sorted(converted) == [(4.0, 8), (8.0, 8)]
@@ -287,15 +287,18 @@ def test_rules_are_shared_and_told_apart(fitted, structures, bad_inputs, monkeyp
     rows = both.featurize_many(entries, ignore_errors=True, pbar=False)
     assert_close(rows, np.insert(expected, 1, np.nan, axis=0))
 
-    def picky(self: CrystalGraphConverter, items: Any) -> Any:  # refuses one by one rule alone
-        refused = (
-            set() if self.cutoff == 8.0 else {i for i, item in enumerate(items) if item == odd}
-        )
-        good = [item for i, item in enumerate(items) if i not in refused]
-        return plain(self, good)[0], {i: UnknownElementError("odd") for i in refused}
-
     odd = structures[3]
-    monkeypatch.setattr(CrystalGraphConverter, "convert_each", picky)
+    refused = read_crystal(odd)
+
+    def picky(self: CrystalGraphConverter, crystals: Any) -> Any:  # one rule alone refuses
+        odd_one = [np.array_equal(crystal.positions, refused.positions) for crystal in crystals]
+        if self.cutoff == 8.0 or not any(odd_one):
+            return build(self, crystals)
+        place = odd_one.index(True)
+        rest = [crystal for row, crystal in enumerate(crystals) if row != place]
+        return build(self, rest)[0], {place: UnknownElementError("odd")}
+
+    monkeypatch.setattr(CrystalGraphConverter, "build", picky)
     rows = both.featurize_many(structures, ignore_errors=True, return_errors=True, pbar=False)
     expected[3] = np.nan
     assert_close([row[:-1] for row in rows], expected)

@@ -14,7 +14,7 @@ from crysxpp_mm import CrysAE, CrysAEFeaturizer
 from crysxpp_mm.cli import app
 from crysxpp_mm.demo import CLASSES, DemoResult, chemistry_class, prototype_crystals, run_demo
 from crysxpp_mm.errors import DataError, UnknownModelError
-from crysxpp_mm.plotting import COLORS, draw_map, map_to_plane
+from crysxpp_mm.plots import COLORS, draw_map, map_to_plane
 
 LIMIT = 40
 

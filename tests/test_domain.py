@@ -14,7 +14,7 @@ from sklearn.exceptions import NotFittedError
 
 from crysxpp_mm.errors import ModelFileError, StructureTypeError
 from crysxpp_mm.estimators import CrysXPPClassifier, CrysXPPRegressor
-from crysxpp_mm.estimators.documents import document_hash
+from crysxpp_mm.estimators.document import document_hash
 from crysxpp_mm.estimators.domain import LEAST_UNIT, MAX_REFERENCE, TrainingDomain
 from crysxpp_mm.graph.arrays import CrystalGraphs
 from crysxpp_mm.graph.converter import CrystalGraphConverter

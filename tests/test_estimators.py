@@ -7,8 +7,8 @@ import inspect
 import json
 import multiprocessing
 import os
+import re
 import stat
-from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -47,13 +47,13 @@ from crysxpp_mm.errors import (
     UnknownModelError,
 )
 from crysxpp_mm.estimators import CrysXPPClassifier, CrysXPPRegressor, networks
-from crysxpp_mm.estimators.documents import document_hash
+from crysxpp_mm.estimators.document import document_hash
 from crysxpp_mm.featurizers import CrysAEFeaturizer
 from crysxpp_mm.graph.converter import CrystalGraphConverter
 from crysxpp_mm.model_zoo import load_model
 from crysxpp_mm.models.crysxpp import CrysXPP
-from crysxpp_mm.training import finetune
-from crysxpp_mm.training.config import FineTuneConfig
+from crysxpp_mm.training import loop
+from crysxpp_mm.training.fit import FitModule
 
 
 @pytest.fixture(scope="module")
@@ -243,10 +243,14 @@ def test_constructor_stores_what_it_gets(kind):
         kind("crysae-mp-v1")  # keywords only
     with pytest.raises(TypeError):
         kind(max_epoch=3)
-    settings = kind()
-    for field in fields(FineTuneConfig):
-        if field.name != "loss" or kind is CrysXPPRegressor:
-            assert getattr(settings, field.name) == field.default, field.name
+    assert "members_" not in signature.parameters
+
+
+@pytest.mark.parametrize("kind", [CrysXPPRegressor, CrysXPPClassifier])
+def test_every_argument_is_documented_once(kind):
+    arguments = inspect.getdoc(kind).partition("Args:\n")[2].partition("\n\n")[0]
+    documented = re.findall(r"^    (\w+): ", arguments, re.MULTILINE)
+    assert sorted(documented) == sorted(inspect.signature(kind).parameters)
 
 
 def test_clone_and_params(fitted):
@@ -615,13 +619,13 @@ def _rehash(document):
         (lambda d: (d["state"].update(embedder=5), _rehash(d)), "makes no sense"),
         (lambda d: (d["state"].update(n_train="x"), _rehash(d)), "makes no sense"),
         (lambda d: (d["state"].update(learning_curve={}), _rehash(d)), "curve lack columns"),
-        (lambda d: (d["state"].update(columns=[]), _rehash(d)), "targets or .* lack columns"),
-        (lambda d: (d["state"].update(target_names=[]), _rehash(d)), "units or transforms are not"),
+        (lambda d: (d["state"].update(columns=[]), _rehash(d)), "units or transforms are not"),
+        (lambda d: (d["state"].update(target_names=[]), _rehash(d)), "targets or .* lack columns"),
         (lambda d: (d["state"].update(transforms=[]), _rehash(d)), "units or transforms are not"),
         (lambda d: (d["state"].update(units=[]), _rehash(d)), "units or transforms are not"),
         (lambda d: (d["settings"].update(max_epochs=-1), _rehash(d)), "max_epochs must be"),
         (lambda d: (d.update(settings=None), _rehash(d)), "makes no sense .*TypeError"),
-        (lambda d: (d.update(metadata=None), _rehash(d)), "makes no sense .*AttributeError"),
+        (lambda d: (d.update(metadata=None), _rehash(d)), "makes no sense .*TypeError"),
         (lambda d: (d["state"].update(transforms=["exp"]), _rehash(d)), "unknown transform"),
         (
             lambda d: (d["state"]["members"][0]["settings"].update(readout_dim=5), _rehash(d)),
@@ -642,7 +646,7 @@ def test_damaged_documents_are_refused(fitted, tmp_path, change, message):
 
 
 def test_classes_that_are_none_are_refused(fitted_classifier):
-    for classes, message in (([["a", "b"]], "no list"), (["a", "b", "c"], "3 outputs")):
+    for classes, message in (([["a", "b"]], "not a list"), (["a", "b", "c"], "3 outputs")):
         document = json.loads(json.dumps(fitted_classifier.as_dict()))
         document["state"]["classes"] = classes
         _rehash(document)
@@ -755,7 +759,7 @@ def test_progress_bar_and_silence(capfd):
 
 def test_learning_and_predicting_use_one_torch_thread(fitted, fitted_classifier, monkeypatch):
     seen = []
-    predict, embed = CrysXPP.predict, CrysXPP.embed_sites
+    forward, embed = CrysXPP.forward, CrysXPP.embed_sites
     before = torch.get_num_threads()
 
     def spy(function):
@@ -765,7 +769,7 @@ def test_learning_and_predicting_use_one_torch_thread(fitted, fitted_classifier,
 
         return call
 
-    monkeypatch.setattr(CrysXPP, "predict", spy(predict))
+    monkeypatch.setattr(CrysXPP, "forward", spy(forward))
     monkeypatch.setattr(CrysXPP, "embed_sites", spy(embed))
     try:
         torch.set_num_threads(2)
@@ -824,8 +828,8 @@ def test_a_fork_after_training_on_a_gpu_is_named(monkeypatch, forked):
     def step(*given):
         raise RuntimeError("no autograd's threading in combination with fork")
 
-    monkeypatch.setattr(finetune.FineTuneModule, "training_step", step)
-    monkeypatch.setattr(finetune, "is_forked", lambda: forked)
+    monkeypatch.setattr(FitModule, "training_step", step)
+    monkeypatch.setattr(loop, "is_forked", lambda: forked)
     error, message = (SettingsError, "spawn") if forked else (RuntimeError, "autograd")
     with pytest.raises(error, match=message):
         regressor().fit(SALTS, Y)
@@ -853,18 +857,18 @@ def test_what_accelerators_mean(monkeypatch):
     monkeypatch.setattr(torch, "empty", empty)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     for name in ("auto", "cpu", "gpu", "cuda"):
-        networks.usable_device(name)
+        compute.usable_device(name)
     monkeypatch.setattr(compute, "is_forked", lambda: True)
-    networks.usable_device("auto")  # CUDA does not work in a forked child
+    compute.usable_device("auto")  # CUDA does not work in a forked child
     assert asked == ["cuda", "cpu", "cuda", "cuda", "cpu"]
 
 
 def test_networks_elsewhere_are_copied(fitted):
     """The meta device computes nothing, but shows what goes where."""
     network = fitted.members_[0]
-    assert networks.placed(network, torch.device("meta")).device.type == "meta"
+    assert networks.on_device(network, torch.device("meta")).device.type == "meta"
     assert network.device.type == "cpu"
-    assert networks.placed(network, torch.device("cpu")) is network
+    assert networks.on_device(network, torch.device("cpu")) is network
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA here")

@@ -20,15 +20,17 @@ from crysxpp_mm.estimators import CrysXPPClassifier, CrysXPPRegressor
 from crysxpp_mm.explain import (
     contributions,
     gradients,
+    sparsity_path,
+)
+from crysxpp_mm.models.crysae import CrysAE
+from crysxpp_mm.models.crysxpp import CrysXPP
+from crysxpp_mm.plots import (
     plot_contributions,
     plot_explanation,
     plot_learning_curve,
     plot_parity,
     plot_sparsity_path,
-    sparsity_path,
 )
-from crysxpp_mm.models.crysae import CrysAE
-from crysxpp_mm.models.crysxpp import CrysXPP
 
 TINY = CrysAE.random(seed=1, hidden_dim=4, n_convs=1)
 FAST = {"pretrained": TINY, "readout_dim": 4, "max_epochs": 2, "min_steps": 0, "pbar": False}
@@ -326,3 +328,18 @@ def test_plots_draw_into_given_axes(fitted):
         axes = Figure().add_subplot()
         assert plot(*given, axes=axes) is axes
         assert axes.has_data()
+
+
+def test_pictures_have_a_new_home_and_the_old_ones_say_so():
+    from crysxpp_mm import explain, plots, plotting
+
+    old = {
+        plotting: ("COLORS", "draw_label_curves", "draw_map", "map_to_plane"),
+        explain: ("plot_contributions", "plot_explanation", "plot_learning_curve", "plot_parity"),
+    }
+    for module, names in old.items():
+        for name in names:
+            with pytest.warns(DeprecationWarning, match=f"{name} has moved.*crysxpp_mm.plots"):
+                assert getattr(module, name) is getattr(plots, name)
+    with pytest.raises(AttributeError, match="no attribute 'plot_bananas'"):
+        getattr(explain, "plot_bananas")  # noqa: B009, it is absent

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -34,8 +35,11 @@ from sklearn.model_selection import cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from crysxpp_mm import compute
+from crysxpp_mm import compute, parallel
+from crysxpp_mm.compute import one_torch_thread
 from crysxpp_mm.errors import (
+    DataError,
+    NetworkOutputError,
     SettingsError,
     StructureError,
     StructureTypeError,
@@ -43,9 +47,8 @@ from crysxpp_mm.errors import (
     UnknownModelError,
 )
 from crysxpp_mm.featurizers import CrysAEFeaturizer, base
-from crysxpp_mm.featurizers.base import NetworkOutputError
+from crysxpp_mm.graph.converter import CrystalGraphConverter, read_crystal
 from crysxpp_mm.models.crysae import CrysAE
-from crysxpp_mm.compute import one_torch_thread
 
 BAD = {  # by the name in conftest: the type, and what the message says
     "None": (StructureTypeError, "got None"),
@@ -381,6 +384,11 @@ def test_a_failing_network_is_the_error_of_one_row(structures, caplog):
         featurizer.featurize_many(structures, pbar=False)
 
 
+def test_the_old_home_of_an_error_says_so():
+    with pytest.warns(DeprecationWarning, match="NetworkOutputError has moved.*crysxpp_mm.errors"):
+        assert base.NetworkOutputError is NetworkOutputError
+
+
 def test_numbers_that_are_not_finite_are_an_error(crysae, nacl):
     with torch.no_grad():
         crysae.encoder.embedding.weight.fill_(float("inf"))
@@ -418,22 +426,47 @@ def test_workers_give_the_same_rows(crysae, structures, bad_inputs):
 def test_the_work_of_a_failing_worker_is_done_here(crysae, structures, monkeypatch, caplog):
     expected = CrysAEFeaturizer(crysae, batch_atoms=8).featurize_many(structures, pbar=False)
 
-    def broken(converter: Any) -> Any:
-        def build(crystals: Any) -> Any:
-            raise RuntimeError("out of memory")
+    class Broken:
+        def __init__(self, num_workers: int) -> None: ...
 
-        return build
+        def submit(self, work: Any, block: Any) -> Any:
+            future: Future[Any] = Future()
+            future.set_exception(RuntimeError("out of memory"))
+            return future
 
-    monkeypatch.setattr(base, "_builder", broken)
+        def shutdown(self, **options: bool) -> None: ...
+
+    monkeypatch.setattr(parallel, "ProcessPoolExecutor", Broken)
     featurizer = CrysAEFeaturizer(crysae, batch_atoms=8, num_workers=1)
     with caplog.at_level(logging.WARNING):
         assert_rows(featurizer.featurize_many(structures, pbar=False), expected)
-    assert "a worker failed (RuntimeError: out of memory)" in caplog.text
+    assert "not be built together (RuntimeError: out of memory); they are built one" in caplog.text
+
+
+def test_an_error_of_graphs_that_nobody_foresees_is_its_row_s(
+    featurizer, structures, monkeypatch, caplog
+):
+    odd = read_crystal(structures[2])
+    build = CrystalGraphConverter.build
+
+    def failing_at(self: CrystalGraphConverter, crystals: Any) -> Any:
+        if any(np.array_equal(crystal.positions, odd.positions) for crystal in crystals):
+            raise ZeroDivisionError("by nothing")
+        return build(self, crystals)
+
+    expected = featurizer.featurize_many(structures, pbar=False)
+    monkeypatch.setattr(CrystalGraphConverter, "build", failing_at)
+    rows = featurizer.featurize_many(structures, ignore_errors=True, pbar=False)
+    assert np.isnan(rows[2]).all()
+    assert_rows(np.delete(rows, 2, axis=0), np.delete(expected, 2, axis=0))
+    assert not featurizer.precheck(structures[2])
+    with pytest.raises(ZeroDivisionError, match="structure 2: by nothing"):
+        featurizer.featurize_many(structures, pbar=False)
 
 
 def test_no_pool_within_a_pool(crysae, structures, monkeypatch):
     monkeypatch.setattr(multiprocessing, "current_process", lambda: SimpleNamespace(daemon=True))
-    monkeypatch.setattr(base, "ProcessPoolExecutor", None)
+    monkeypatch.setattr(parallel, "ProcessPoolExecutor", None)
     featurizer = CrysAEFeaturizer(crysae, batch_atoms=8, num_workers=2)
     assert len(featurizer.featurize_many(structures, pbar=False)) == len(structures)
 
@@ -526,9 +559,9 @@ def test_cuda_gives_the_same_rows(crysae, structures):
 
 def test_a_forked_child_does_not_pick_cuda(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert base._usable_device(None).type == "cuda"
+    assert compute.usable_device(None).type == "cuda"
     monkeypatch.setattr(compute, "is_forked", lambda: True)
-    assert base._usable_device(None).type == "cpu"
+    assert compute.usable_device(None).type == "cpu"
 
 
 def test_the_element_channel_reaches_the_network(nacl):
@@ -625,7 +658,7 @@ def test_a_frame_keeps_its_rows(featurizer, frame):
         warnings.simplefilter("error")
         assert featurizer.featurize_dataframe(frame, "structure", inplace=True, pbar=False) is None
     assert_rows(frame[labels], expected)
-    with pytest.raises(ValueError, match=r'"CrysAE L0 mean 0" exists in input dataframe'):
+    with pytest.raises(DataError, match=r'"CrysAE L0 mean 0" exists in input dataframe'):
         featurizer.featurize_dataframe(frame, "structure", pbar=False)
 
 
@@ -649,12 +682,18 @@ def test_multiindex_leaves_the_frame_of_the_caller_alone(featurizer, frame):
     assert list(frame.columns) == ["key", "structure"]
     assert list(table.columns)[:2] == [("Input Data", "key"), ("Input Data", "structure")]
     assert list(table.columns)[2] == ("CrysAEFeaturizer", "CrysAE L0 mean 0")
+    with pytest.raises(SettingsError, match="several levels; set multiindex=True"):
+        featurizer.featurize_dataframe(table, ("Input Data", "structure"), pbar=False)
 
 
 def test_an_empty_frame_gets_columns_of_floats(featurizer, frame):
-    table = featurizer.featurize_dataframe(frame[:0], "structure", pbar=False)
-    assert list(table.columns)[2:] == featurizer.feature_labels()
-    assert (table.dtypes.iloc[2:] == np.float64).all()
+    for errors in (False, True):
+        table = featurizer.featurize_dataframe(
+            frame[:0], "structure", ignore_errors=errors, return_errors=errors, pbar=False
+        )
+        labels = featurizer.feature_labels()
+        assert list(table.columns)[2:] == labels + ["CrysAEFeaturizer Exceptions"] * errors
+        assert (table[labels].dtypes == np.float64).all()
 
 
 def test_a_column_of_text_is_refused_by_name(featurizer, frame):

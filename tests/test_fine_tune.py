@@ -13,8 +13,8 @@ from salts import CLASSES, SALTS, Y, classifier, regressor
 from sklearn.exceptions import NotFittedError
 
 from crysxpp_mm.errors import DataError, SettingsError, StructureTypeError
-from crysxpp_mm.estimators import CrysXPPClassifier, CrysXPPRegressor, learning, splits
-from crysxpp_mm.training import finetune
+from crysxpp_mm.estimators import CrysXPPClassifier, CrysXPPRegressor, ensemble, splits
+from crysxpp_mm.training.fit import FitModule
 
 TRAINED = {"max_epochs": 4, "learning_rate": 0.02}
 
@@ -128,11 +128,11 @@ def test_gaps_and_columns_by_name():
 def test_rates_and_steps_follow_the_estimator(monkeypatch, fitted):
     configs = []
 
-    def spy(network, graphs, targets, config, **options):
+    def spy(network, graphs, targets, objective, config, rows, **options):
         configs.append(config)
         return pd.DataFrame({"epoch": [0]})
 
-    monkeypatch.setattr(learning, "fine_tune", spy)
+    monkeypatch.setattr(ensemble, "fit_model", spy)
     fitted.set_params(min_steps=40, frozen_epochs=2, weight_decay=0.1, element_start=0.5)
     fitted.fine_tune(SALTS, Y)
     fitted.fine_tune(SALTS, Y, learning_rate=0.04, max_epochs=2)
@@ -240,7 +240,7 @@ def test_rows_without_a_label_are_left_out(fitted):
 
 def test_a_failure_midway_changes_nothing(fitted, monkeypatch):
     before, predicted = fitted.as_dict(), fitted.predict(SALTS)
-    train_once, calls = learning.fine_tune, []
+    train_once, calls = ensemble.fit_model, []
 
     def fail_later(*args, **options):
         if calls:
@@ -248,7 +248,7 @@ def test_a_failure_midway_changes_nothing(fitted, monkeypatch):
         calls.append(args)
         return train_once(*args, **options)
 
-    monkeypatch.setattr(learning, "fine_tune", fail_later)
+    monkeypatch.setattr(ensemble, "fit_model", fail_later)
     with pytest.raises(FloatingPointError):
         fitted.fine_tune(SALTS, Y, learning_rate=0.1)
     assert len(calls) == 1
@@ -360,7 +360,7 @@ def test_a_killed_run_goes_on(document, tmp_path, monkeypatch):
     options = {"learning_rate": 0.02, "max_epochs": 4}
     expected = CrysXPPRegressor.from_dict(document).fine_tune(SALTS, Y, **options)
     first = CrysXPPRegressor.from_dict(document).set_params(checkpoint_dir=tmp_path)
-    step = finetune.FineTuneModule.training_step
+    step = FitModule.training_step
 
     def killed(self, batch, batch_index):
         if self.current_epoch == 2:
@@ -368,7 +368,7 @@ def test_a_killed_run_goes_on(document, tmp_path, monkeypatch):
         return step(self, batch, batch_index)
 
     with monkeypatch.context() as patch:
-        patch.setattr(finetune.FineTuneModule, "training_step", killed)
+        patch.setattr(FitModule, "training_step", killed)
         with pytest.raises(Killed):
             first.fine_tune(SALTS, Y, **options)
     assert len(list(tmp_path.glob("run-*/last.ckpt"))) == 1
@@ -379,7 +379,7 @@ def test_a_killed_run_goes_on(document, tmp_path, monkeypatch):
         return step(self, batch, batch_index)
 
     with monkeypatch.context() as patch:
-        patch.setattr(finetune.FineTuneModule, "training_step", watched)
+        patch.setattr(FitModule, "training_step", watched)
         first.fine_tune(SALTS, Y, **options)
     assert epochs[0] == 2  # of the first member, which was killed in it
     assert np.array_equal(first.predict(SALTS), expected.predict(SALTS))

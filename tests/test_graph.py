@@ -19,7 +19,14 @@ from crysxpp_mm.errors import (
     UnknownElementError,
 )
 from crysxpp_mm.graph.arrays import CrystalGraphs
-from crysxpp_mm.graph.backend import TorchGraph, build_graph, import_dgl
+from crysxpp_mm.graph.backend import (
+    TorchGraph,
+    build_graph,
+    choose_backend,
+    dgl_is_usable,
+    import_dgl,
+    move_graph,
+)
 from crysxpp_mm.graph.batch import (
     ATOM_FEATURES,
     DISTANCE,
@@ -317,8 +324,6 @@ def test_unknown_backend_is_refused(nacl):
 
 
 def test_absent_dgl_is_named(monkeypatch, nacl):
-    import sys
-
     from crysxpp_mm.errors import MissingDependencyError
 
     monkeypatch.setitem(sys.modules, "dgl", None)
@@ -327,8 +332,40 @@ def test_absent_dgl_is_named(monkeypatch, nacl):
 
 
 def test_without_dgl_graphs_are_plain_tensors(monkeypatch, nacl):
-    monkeypatch.setattr("crysxpp_mm.graph.backend.dgl_is_installed", lambda: False)
+    monkeypatch.delenv("CRYSXPP_BACKEND", raising=False)
+    monkeypatch.setattr("crysxpp_mm.graph.backend.dgl_is_usable", lambda: False)
     assert isinstance(make_batch(converter.convert(nacl)), TorchGraph)
+
+
+def test_a_variable_forces_the_backend(monkeypatch, nacl):
+    monkeypatch.setenv("CRYSXPP_BACKEND", "torch")
+    assert isinstance(make_batch(converter.convert(nacl)), TorchGraph)
+    monkeypatch.setenv("CRYSXPP_BACKEND", "jax")
+    with pytest.raises(SettingsError, match="CRYSXPP_BACKEND must be 'auto', 'dgl' or 'torch'"):
+        make_batch(converter.convert(nacl))
+    monkeypatch.delenv("CRYSXPP_BACKEND")
+    assert choose_backend() == ("dgl" if dgl_is_usable() else "torch")
+
+
+def test_a_broken_dgl_is_logged_and_left_alone(monkeypatch, caplog):
+    monkeypatch.setattr("crysxpp_mm.graph.backend.dgl_is_installed", lambda: True)
+    monkeypatch.setitem(sys.modules, "dgl", None)
+    dgl_is_usable.cache_clear()
+    try:
+        assert choose_backend() == "torch"
+        assert "Graphs are made of plain tensors" in caplog.text
+    finally:
+        dgl_is_usable.cache_clear()
+
+
+@needs_dgl
+def test_a_graph_of_dgl_becomes_plain_where_dgl_does_not_know_the_device(nacl):
+    graph = make_batch(converter.convert(nacl), backend="dgl")
+    moved = move_graph(graph, "meta")  # a device that no build of DGL knows
+    assert isinstance(moved, TorchGraph)
+    assert moved.device.type == "meta"
+    assert moved.ndata.keys() == graph.ndata.keys()
+    assert move_graph(graph, "cpu").num_edges() == graph.num_edges()
 
 
 def test_graph_from_elsewhere_must_have_the_fields(nacl):

@@ -13,8 +13,9 @@ from salts import CLASSES, SALTS, Y, classifier, regressor
 from sklearn.exceptions import NotFittedError
 
 from crysxpp_mm.errors import DataError, ModelFileError, SettingsError, StructureTypeError
-from crysxpp_mm.estimators import CrysXPPRegressor, learning, splits
-from crysxpp_mm.estimators.documents import document_hash
+from crysxpp_mm.estimators import CrysXPPRegressor, splits
+from crysxpp_mm.estimators import ensemble as training
+from crysxpp_mm.estimators.document import document_hash
 from crysxpp_mm.estimators.intervals import (
     Calibration,
     check_confidence,
@@ -161,13 +162,14 @@ def test_equal_labels_have_intervals_of_no_width():
 def test_all_members_hold_out_the_same_rows(monkeypatch):
     monkeypatch.setattr(splits, "MIN_VALIDATED", 10)
     seen = []
-    train_once = learning.fine_tune
+    train_once = training.fit_model
 
     def spy(*args, **options):
-        seen.append((list(options["train"]), list(options["validation"])))
+        rows = args[5]
+        seen.append((list(rows.train), list(rows.held_out)))
         return train_once(*args, **options)
 
-    monkeypatch.setattr(learning, "fine_tune", spy)
+    monkeypatch.setattr(training, "fit_model", spy)
     model = regressor(n_members=3, validation_fraction=0.3, seed=5).fit(SALTS, Y)
     assert len(seen) == 3
     assert seen[0] == seen[1] == seen[2]

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 import crysxpp_mm
-from crysxpp_mm import errors, model_zoo
+from crysxpp_mm import errors
 from crysxpp_mm.errors import CrysXPPError, UnknownModelError
 from crysxpp_mm.model_zoo import MODEL_FILE, list_models, load_model, pretrained_folder
 from crysxpp_mm.models.crysae import CrysAE
@@ -166,7 +166,9 @@ def install(monkeypatch, folder: Path | None) -> None:
 
 def place(monkeypatch, folder: Path) -> None:
     """Let the package be beside ``folder``."""
-    monkeypatch.setattr(model_zoo, "__file__", str(folder.parent / "crysxpp_mm" / "model_zoo.py"))
+    monkeypatch.setattr(
+        "crysxpp_mm.shipped.__file__", str(folder.parent / "crysxpp_mm" / "shipped.py")
+    )
 
 
 def test_installed_weights_come_first(monkeypatch, shipped, no_folder):

@@ -13,8 +13,8 @@ import pytest
 from salts import SALTS, Y
 from typer.testing import CliRunner
 
-from crysxpp_mm.data import matminer_tables
 from crysxpp_mm.cli import app
+from crysxpp_mm.data import matminer_tables
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 PYTHON = re.findall(r"^( *)```python\n(.*?)^ *```", README, re.DOTALL | re.MULTILINE)

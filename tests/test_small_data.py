@@ -15,29 +15,14 @@ from numpy.testing import assert_allclose, assert_array_equal
 from small_tables import rock_salts, small_tables
 from typer.testing import CliRunner
 
-from crysxpp_mm.benchmarks import (
-    columns,
-    explanations,
-    intervals,
-    predictors,
-    pretraining,
-    small_data,
-)
+from crysxpp_mm.benchmarks import explanations, folds, intervals, predictors, pretraining, trials
 from crysxpp_mm.benchmarks.ablations import run_ablations
 from crysxpp_mm.benchmarks.data import BenchmarkTable
 from crysxpp_mm.benchmarks.experiment import MEASURED, load_experiments, run_experiment
 from crysxpp_mm.benchmarks.explanations import run_explanations
 from crysxpp_mm.benchmarks.intervals import run_intervals
-from crysxpp_mm.benchmarks.predictors import run_predictors
-from crysxpp_mm.benchmarks.pretraining import VARIANTS, run_pretraining
-from crysxpp_mm.benchmarks.properties import (
-    PROPERTIES,
-    LabelledCrystals,
-    find_property,
-    load_properties,
-)
-from crysxpp_mm.benchmarks.runs import settings_of
-from crysxpp_mm.benchmarks.small_data import (
+from crysxpp_mm.benchmarks.label_curves import run_label_curves
+from crysxpp_mm.benchmarks.methods import (
     COLUMNS,
     LONGER,
     LONGER_SETTINGS,
@@ -51,17 +36,24 @@ from crysxpp_mm.benchmarks.small_data import (
     UNTRAINED,
     WITH_ELEMENTS,
     WITHOUT_ELEMENTS,
-    compare,
     estimator_of,
     make_run,
-    run_label_curves,
-    run_small_data,
 )
+from crysxpp_mm.benchmarks.predictors import run_predictors
+from crysxpp_mm.benchmarks.pretraining import VARIANTS, run_pretraining
+from crysxpp_mm.benchmarks.properties import (
+    PROPERTIES,
+    LabelledCrystals,
+    find_property,
+    load_properties,
+)
+from crysxpp_mm.benchmarks.runner import Place, settings_of
+from crysxpp_mm.benchmarks.small_data import compare, run_small_data
+from crysxpp_mm.benchmarks.trials import Trials
 from crysxpp_mm.cli import app
 from crysxpp_mm.data.store import build_store
 from crysxpp_mm.errors import DataError, SettingsError
 from crysxpp_mm.estimators import CrysXPPRegressor
-from crysxpp_mm.estimators.base import LATER_SETTINGS
 from crysxpp_mm.graph.arrays import CrystalGraphs
 from crysxpp_mm.graph.converter import CrystalGraphConverter
 from crysxpp_mm.model_zoo import load_model
@@ -98,7 +90,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     def one_epoch(run: Any) -> CrysXPPRegressor:
         return estimator_of(run).set_params(max_epochs=1, min_steps=1, readout_dim=4)
 
-    for module in (small_data, explanations):
+    for module in (trials, explanations):
         monkeypatch.setattr(module, "estimator_of", one_epoch)
 
 
@@ -164,7 +156,7 @@ def test_a_network_says_no_gap_below_zero(
 
     assert_array_equal(GAP.labels_of(np.array([-1.0, 0.0, 2.0])), [0, 0, 2])
     monkeypatch.setattr(CrysXPP, "predict", below_zero)
-    benchmark = small_data.Benchmark(crystals, out=tmp_path, say=print)
+    benchmark = Trials(Place(crystals=crystals, out=tmp_path))
     found = benchmark.result(make_run("band gap", 0.8, 0, PRETRAINED, 1))
     rows = crystals.split(GAP, fraction=0.8, seed=0)
     zero = crystals.labels(GAP)[rows.test].mean()  # the error of saying zero
@@ -203,16 +195,16 @@ def test_a_finished_run_is_found_on_a_machine_that_rounds_otherwise(
     crystals: LabelledCrystals, quick: None, tmp_path: Path
 ) -> None:
     run = make_run("bulk modulus", 0.5, 0, PRETRAINED, 1)
-    made = small_data.Benchmark(crystals, out=tmp_path, say=print).result(run)
+    made = Trials(Place(crystals=crystals, out=tmp_path)).result(run)
     graphs = replace(crystals.graphs, distances=crystals.graphs.distances * np.float32(1 + 2e-7))
     assert not np.array_equal(graphs.distances, crystals.graphs.distances)
     elsewhere = replace(crystals, graphs=graphs, data_hash="1" * 64)
-    found = small_data.Benchmark(elsewhere, out=tmp_path, say=print).found(run)
+    found = Trials(Place(crystals=elsewhere, out=tmp_path)).found(run)
     assert found is not None
     assert found["mae"] == pytest.approx(made["mae"])
     numbers = crystals.graphs.species_numbers[::-1].copy()
     others = replace(crystals, graphs=replace(crystals.graphs, species_numbers=numbers))
-    assert small_data.Benchmark(others, out=tmp_path, say=print).found(run) is None
+    assert Trials(Place(crystals=others, out=tmp_path)).found(run) is None
 
 
 def test_small_data_writes_every_method_and_goes_on(
@@ -220,12 +212,10 @@ def test_small_data_writes_every_method_and_goes_on(
 ) -> None:
     said: list[str] = []
     summary = run_small_data(
-        crystals=crystals,
-        out=tmp_path,
+        Place(crystals=crystals, out=tmp_path, say=said.append),
         properties=["bulk modulus", "magnetic moment"],
         seeds=(0, 1),
         n_members=2,
-        say=said.append,
     )
     shown = [PRETRAINED, SINGLE, MIXED, *METHODS[1:]]
     assert list(summary["method"]) == [*shown, WITH_ELEMENTS, *shown, WITHOUT_ELEMENTS]
@@ -259,12 +249,10 @@ def test_small_data_writes_every_method_and_goes_on(
 
     before = len(said)
     again = run_small_data(
-        crystals=crystals,
-        out=tmp_path,
+        Place(crystals=crystals, out=tmp_path, say=said.append),
         properties=["bulk modulus"],
         seeds=(0, 1),
         n_members=2,
-        say=said.append,
     )
     assert len(said) == before + 1  # nothing was computed again
     assert_allclose(again["mae"], summary["mae"][:7])
@@ -275,13 +263,11 @@ def test_every_property_is_learned_with_and_without_vectors_of_elements(
 ) -> None:
     names = ["bulk modulus", "magnetic moment"]
     summary = run_small_data(
-        crystals=crystals,
-        out=tmp_path,
+        Place(crystals=crystals, out=tmp_path, say=lambda _: None),
         properties=names,
         methods=(PRETRAINED,),
         seeds=(0, 1),
         n_members=2,
-        say=lambda _: None,
     ).set_index(["property", "method"])
     page = (tmp_path / "small_data.md").read_text()
     head = f"| property | unit | labels | {WITHOUT_ELEMENTS} | {WITH_ELEMENTS} |"
@@ -310,14 +296,12 @@ def test_one_network_stands_for_itself(
     crystals: LabelledCrystals, quick: None, tmp_path: Path
 ) -> None:
     summary = run_small_data(
-        crystals=crystals,
-        out=tmp_path,
+        Place(crystals=crystals, out=tmp_path, say=lambda _: None),
         properties=["bulk modulus"],
         seeds=(0,),
         n_members=1,
         methods=(PRETRAINED, UNTRAINED),
         element_control=False,
-        say=lambda _: None,
     )
     assert list(summary["method"]) == [PRETRAINED, UNTRAINED]
     page = (tmp_path / "small_data.md").read_text()
@@ -329,15 +313,14 @@ def test_a_result_depends_on_its_labels(
     crystals: LabelledCrystals, quick: None, tmp_path: Path
 ) -> None:
     arguments: dict[str, Any] = {
-        "out": tmp_path,
         "properties": ["bulk modulus"],
         "seeds": (0,),
         "methods": ("Magpie",),
-        "say": lambda _: None,
     }
-    first = run_small_data(crystals=crystals, **arguments)
+    first = run_small_data(Place(crystals=crystals, out=tmp_path), **arguments)
     table = crystals.table.assign(K_VRH=crystals.table["K_VRH"] ** 2)
-    second = run_small_data(crystals=replace(crystals, table=table), **arguments)
+    other = Place(crystals=replace(crystals, table=table), out=tmp_path)
+    second = run_small_data(other, **arguments)
     assert second["mae"][0] > first["mae"][0]
     assert np.isnan(second["std"][0])
 
@@ -346,11 +329,9 @@ def test_label_curves_draw_a_figure_and_can_be_made_in_parts(
     crystals: LabelledCrystals, quick: None, tmp_path: Path
 ) -> None:
     arguments: dict[str, Any] = {
-        "crystals": crystals,
-        "out": tmp_path,
+        "place": Place(crystals=crystals, out=tmp_path),
         "properties": ["bulk modulus"],
         "methods": ("Magpie", PRETRAINED),
-        "say": lambda _: None,
     }
     summary = run_label_curves(fractions=(0.2, 0.8), seeds=(0,), **arguments)
     assert list(summary["fraction"]) == [0.2, 0.2, 0.8, 0.8]
@@ -371,7 +352,8 @@ def test_longer_training_stands_beside_the_defaults(
     crystals: LabelledCrystals, quick: None, tmp_path: Path
 ) -> None:
     names = ["bulk modulus", "shear modulus"]
-    arguments: dict[str, Any] = {"crystals": crystals, "out": tmp_path, "element_control": False}
+    place = Place(crystals=crystals, out=tmp_path)
+    arguments: dict[str, Any] = {"place": place, "element_control": False}
     summary = run_small_data(
         **arguments,
         seeds=(0, 1),
@@ -449,7 +431,7 @@ def test_settings_without_sense_are_refused(
 ) -> None:
     for run in (run_small_data, run_label_curves):
         with pytest.raises(SettingsError, match=match):
-            run(crystals=crystals, **wrong)
+            run(Place(crystals=crystals), **wrong)
 
 
 def test_every_variant_is_trained_and_judged(
@@ -465,27 +447,27 @@ def test_every_variant_is_trained_and_judged(
         pbar=False,
     )
     summary = run_pretraining(
+        Place(out=tmp_path),
         store=store,
-        out=tmp_path,
         runs=tmp_path / "runs",
         epochs=1,
-        say=lambda _: None,
     )
-    assert set(summary["kind"]) == {*VARIANTS, columns.RANDOM}
+    assert set(summary["kind"]) == {*VARIANTS, folds.RANDOM}
     page = (tmp_path / "pretraining.md").read_text()
     for name in VARIANTS:
         assert f"- {name}: " in page
     for wrong in ({"variants": ["sleep"]}, {"variants": []}, {"epochs": 0}):
         with pytest.raises(SettingsError, match=next(iter(wrong))):
-            run_pretraining(store=store, out=tmp_path, **wrong)  # type: ignore[arg-type]
+            run_pretraining(Place(out=tmp_path), store=store, **wrong)  # type: ignore[arg-type]
 
 
 def test_settings_that_came_later_are_known_where_they_are_on() -> None:
     for on in ({}, {"element_channel": True}, {"element_channel": True, "element_start": 0.5}):
         estimator = CrysXPPRegressor(**on)
         known = settings_of(estimator)
-        assert {name for name in LATER_SETTINGS if name in known} == set(on)
-        assert {**LATER_SETTINGS, **known} == estimator.get_params(deep=False)
+        later = {"element_channel": False, "element_start": 0.0}
+        assert {name for name in later if name in known} == set(on)
+        assert {**later, **known} == estimator.get_params(deep=False)
 
 
 def test_ablations_change_one_setting(
@@ -501,12 +483,10 @@ def test_ablations_change_one_setting(
         assert changed - shared <= {*changes, "max_epochs", "min_steps", "readout_dim"}
     variants = ["no selector", "sparsity 0", "GCN encoder, no pretraining"]
     summary = run_ablations(
-        crystals=crystals,
-        out=tmp_path,
+        Place(crystals=crystals, out=tmp_path, say=lambda _: None),
         properties=["bulk modulus"],
         variants=variants,
         seeds=(0, 1),
-        say=lambda _: None,
     ).set_index("method")
     assert list(summary.index) == [PRETRAINED, *variants]
     assert summary.loc[PRETRAINED, "difference"] == 0
@@ -518,7 +498,7 @@ def test_ablations_change_one_setting(
     assert "sparsity 0" in (tmp_path / "ablations.md").read_text()
     for wrong in ({"variants": ["magic"]}, {"seeds": ()}):
         with pytest.raises(SettingsError, match=r"magic|seeds"):
-            run_ablations(crystals=crystals, **wrong)  # type: ignore[arg-type]
+            run_ablations(Place(crystals=crystals), **wrong)  # type: ignore[arg-type]
 
 
 def test_predictors_are_trained_tested_and_released(
@@ -531,15 +511,14 @@ def test_predictors_are_trained_tested_and_released(
     monkeypatch.setattr(predictors, "_estimator", one_epoch)
     gaps = crystals.table["band_gap"].where(np.arange(60) % 3 > 0, 0.0)
     labelled = replace(crystals, table=crystals.table.assign(band_gap=gaps))
+    said: list[str] = []
     arguments: dict[str, Any] = {
-        "crystals": labelled,
+        "place": Place(crystals=labelled, out=tmp_path, say=said.append),
         "folder": tmp_path / "models",
-        "out": tmp_path,
         "names": ["crysxpp-bulk-modulus", "crysxpp-magnetic-moment", "crysxpp-metal"],
         "max_epochs": 2,
     }
-    said: list[str] = []
-    table = run_predictors(**arguments, say=said.append)
+    table = run_predictors(**arguments)
     assert list(table["predictor"].unique()) == [
         "crysxpp-magnetic-moment",
         "crysxpp-bulk-modulus",
@@ -565,10 +544,10 @@ def test_predictors_are_trained_tested_and_released(
     assert held + bulk["n_test"].iloc[0] == n_known
     assert not list((tmp_path / "models").glob("checkpoints-*"))
 
-    run_predictors(**arguments, say=said.append)
+    run_predictors(**arguments)
     assert sum("it is there" in line for line in said) == 3
     with pytest.raises(SettingsError, match="crysxpp-hardness"):
-        run_predictors(crystals=labelled, names=["crysxpp-hardness"])
+        run_predictors(Place(crystals=labelled), names=["crysxpp-hardness"])
 
 
 @pytest.mark.parametrize(
@@ -593,13 +572,13 @@ def test_intervals_and_domain_are_measured_split_by_split(
         targets=pd.DataFrame({"log10 K_VRH": np.where(np.arange(260) == 4, np.nan, volumes)}),
     )
     monkeypatch.setattr(intervals, "load_tables", lambda *_, **__: {table.name: table})
+    said: list[str] = []
     arguments: dict[str, Any] = {
-        "out": tmp_path,
+        "place": Place(out=tmp_path, say=said.append),
         "targets": ["log10 K_VRH"],
         "estimator": CrysXPPRegressor(max_epochs=1, min_steps=1, readout_dim=4),
     }
-    said: list[str] = []
-    summary = run_intervals(**arguments, n_splits=2, say=said.append)
+    summary = run_intervals(**arguments, n_splits=2)
     splits = pd.read_csv(tmp_path / "intervals_splits.csv")
     assert list(splits["seed"]) == [0, 1]
     assert (splits["n_test"] + splits["n_train"] == 259).all()
@@ -612,11 +591,11 @@ def test_intervals_and_domain_are_measured_split_by_split(
     assert_allclose(summary["coverage_0.9"], splits["coverage_0.9"].mean())
     assert "intervals_splits.csv" in (tmp_path / "intervals.md").read_text()
     before = len(said)
-    run_intervals(**arguments, n_splits=2, say=said.append)
+    run_intervals(**arguments, n_splits=2)
     assert len(said) == before + 1  # nothing was computed again
     for wrong in ({"targets": ["hardness"]}, {"targets": []}, {"n_splits": 0}):
         with pytest.raises(SettingsError, match=next(iter(wrong))):
-            run_intervals(out=tmp_path, **wrong)  # type: ignore[arg-type]
+            run_intervals(Place(out=tmp_path), **wrong)  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -663,14 +642,12 @@ def test_experiment_after_dft_has_every_setting_and_control(
     monkeypatch.setattr(CrysXPPRegressor, "fine_tune", one_epoch)
     said: list[str] = []
     arguments: dict[str, Any] = {
-        "crystals": crystals,
-        "out": measured_root,
+        "place": Place(root=measured_root, crystals=crystals, out=measured_root, say=said.append),
         "models": measured_root / "models",
         "seeds": (0, 1),
         "estimator": CrysXPPRegressor(max_epochs=1, min_steps=1, readout_dim=4),
-        "say": said.append,
     }
-    summary = run_experiment(measured_root, **arguments)
+    summary = run_experiment(**arguments)
     energy = summary[summary["property"] == "formation energy"]
     assert energy["method"].value_counts().to_dict() == {
         "experiments after DFT": 3,
@@ -687,12 +664,12 @@ def test_experiment_after_dft_has_every_setting_and_control(
     page = (measured_root / "experiment.md").read_text()
     assert "Named crystals" in page
     before = len(said)
-    again = run_experiment(measured_root, **arguments)
+    again = run_experiment(**arguments)
     assert len(said) == before + 1  # nothing was computed again
     assert_allclose(again["mae"], summary["mae"])
     for wrong in ({"properties": ["hardness"]}, {"seeds": ()}):
         with pytest.raises(SettingsError, match=r"hardness|seeds"):
-            run_experiment(measured_root, **{**arguments, **wrong})
+            run_experiment(**{**arguments, **wrong})
 
 
 def test_explanations_sum_to_predictions(
@@ -703,8 +680,9 @@ def test_explanations_sum_to_predictions(
     model = CrysXPPRegressor(max_epochs=1, min_steps=1, readout_dim=4, pbar=False, units="GPa")
     model.fit(salts, pd.Series([1.0, 2.0, 3.0, 4.0], name="K_VRH")).save(tmp_path / "k.json.gz")
     figures = {str(tmp_path / "k.json.gz"): {"LiF": "mp-1", "NaCl": "mp-2"}}
-    arguments: dict[str, Any] = {"out": tmp_path, "figures": figures, "crystals": crystals}
-    table = run_explanations(**arguments, say=lambda _: None)
+    place = Place(out=tmp_path, crystals=crystals)
+    arguments: dict[str, Any] = {"place": place, "figures": figures}
+    table = run_explanations(**arguments)
     assert_allclose(
         table.drop(columns="prediction").select_dtypes("number").sum(axis=1),
         table["prediction"],
@@ -720,6 +698,6 @@ def test_explanations_sum_to_predictions(
     assert path["R2"].notna().all()
     assert (tmp_path / "sparsity_path.png").stat().st_size > 10_000
     with pytest.raises(SettingsError, match="figures"):
-        run_explanations(figures={}, out=tmp_path)
+        run_explanations(Place(out=tmp_path), figures={})
     with pytest.raises(DataError, match="hardness"):
         run_explanations(**arguments, path_property="hardness")

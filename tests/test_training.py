@@ -23,11 +23,11 @@ from crysxpp_mm.graph.converter import CrystalGraphConverter
 from crysxpp_mm.losses import LossWeights
 from crysxpp_mm.model_zoo import load_model
 from crysxpp_mm.models.crysae import CrysAE
+from crysxpp_mm.release.autoencoder import golden_outputs, write_release
 from crysxpp_mm.training.batches import EpochOfBatches, hidden_atoms, pretrain_batch
 from crysxpp_mm.training.config import PretrainConfig
 from crysxpp_mm.training.pretrain import PretrainModule, pretrain, split_crystals
 from crysxpp_mm.training.reconstruction import measure_reconstruction
-from crysxpp_mm.training.release import golden_outputs, write_release
 
 GRAPHS = CrystalGraphConverter().convert_many(make_structures() * 3)
 TINY = PretrainConfig(

@@ -1,25 +1,18 @@
-"""Which layers and which moments become the default columns of ``CrysAEFeaturizer``."""
+"""Layers and moments that could be the default columns of ``CrysAEFeaturizer``, compared."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 
-from crysxpp_mm.benchmarks.columns import (
-    COMMAND,
-    FoldCache,
-    Kind,
-    first_rows,
-    score_kind,
-    summarize,
-    table_with_ratios,
-)
+from crysxpp_mm.benchmarks.columns import COMMAND
 from crysxpp_mm.benchmarks.data import BenchmarkTable, load_tables
-from crysxpp_mm.benchmarks.report import RESULTS, markdown_table, model_name, versions, write_report
+from crysxpp_mm.benchmarks.folds import Folds, Kind, first_rows, summarize, table_with_ratios
+from crysxpp_mm.benchmarks.pages import markdown_table, model_name, page
+from crysxpp_mm.benchmarks.runner import HERE, Place
 from crysxpp_mm.benchmarks.simple_models import (
     FOLDS,
     QUICK,
@@ -36,11 +29,9 @@ CHOICES: Mapping[str, tuple[bool, tuple[str, ...]]] = {
 
 
 def run_choice(
-    root: str | Path | None = None,
+    place: Place = HERE,
     *,
-    out: str | Path = RESULTS,
     model: str | os.PathLike[str] | None = None,
-    say: Callable[[str], None] = print,
     tables: Mapping[str, BenchmarkTable] | None = None,
     rows: int | None = None,
 ) -> pd.DataFrame:
@@ -50,10 +41,8 @@ def run_choice(
     ``column_choice.md``, and the errors fold by fold, from which a stopped run goes on.
 
     Args:
-        root: The data root.
-        out: The folder of the results.
+        place: Where data are and results go.
         model: Name or path of the model; the default one without it.
-        say: Where the lines of text go.
         tables: Tables that are loaded already, in place of ``root``.
         rows: Only the first rows of every table, for a quick try.
 
@@ -65,51 +54,50 @@ def run_choice(
         UnknownModelError: There is no such model.
     """
     from crysxpp_mm.featurizers import CrysAEFeaturizer
-    from crysxpp_mm.model_zoo import DEFAULT_MODEL
+    from crysxpp_mm.shipped import DEFAULT_MODEL
 
     name = DEFAULT_MODEL if model is None else model
-    loaded = first_rows(load_tables(root) if tables is None else tables, rows)
+    loaded = first_rows(load_tables(place.root) if tables is None else tables, rows)
     featurizer = CrysAEFeaturizer(model=name, device="cpu")
-    labels = [label.split() for label in featurizer.feature_labels()]  # CrysAE L2 mean 17
-    last = max(label[1] for label in labels)
+    labels = featurizer.feature_labels()
     embedded = {
         table.name: featurizer.structure_embeddings(table.structures) for table in loaded.values()
     }
-    cache = FoldCache(Path(out) / "column_choice_folds.csv", QUICK, margin=np.inf)
+    cache = Folds(place.file("column_choice_folds.csv"), QUICK, margin=np.inf)
     with one_blas_thread():
         for choice, (all_layers, moments) in CHOICES.items():
-            wanted = [
-                (all_layers or layer == last) and moment in moments
-                for _, layer, moment, _ in labels
-            ]
+            wanted = _wanted(labels, all_layers, moments)
             blocks = iter([block[:, wanted] for block in embedded.values()])
             kind = Kind(name=choice, what="", embed=lambda _, blocks=blocks: next(blocks))  # type: ignore[misc]
-            score_kind(kind, loaded, cache, say)
-    summary = summarize(cache.finish()).drop(columns=["std_seeds", "trees"])
-    write_report(
-        out,
-        "column_choice",
-        tables={"column_choice": summary},
-        text="\n".join(
-            [
-                "# Which layers and which moments become the default columns",
-                "",
-                (
-                    f"Mean absolute error over {FOLDS} folds ± its standard deviation over the "
-                    f"folds, model {model_name(name)}; the least in bold."
-                ),
-                "",
-                markdown_table(table_with_ratios(summary, list(CHOICES)[-1])),
-                "",
-                (
-                    f"Made by `{COMMAND}`: {candidates_in_words(QUICK)}, chosen on the training "
-                    "folds. Folds, seeds, tables and rows left out as in `columns.md`; the errors "
-                    "of every fold are in `column_choice_folds.csv`."
-                ),
-                "",
-                f"Versions: {versions()}.",
-                "",
-            ]
-        ),
-    )
+            cache.score(kind, loaded, place.say)
+    summary, text = tabulate(cache.finish(), model_name(name))
+    place.write("column_choice", text, column_choice=summary)
     return summary
+
+
+def _wanted(labels: Sequence[str], all_layers: bool, moments: Sequence[str]) -> list[bool]:
+    """Mark the columns of some layers and moments by their labels, such as CrysAE L2 mean 17."""
+    parts = [label.split() for label in labels]
+    last = max(layer for _, layer, *_ in parts)
+    return [(all_layers or layer == last) and moment in moments for _, layer, moment, _ in parts]
+
+
+def tabulate(folds: pd.DataFrame, model: str) -> tuple[pd.DataFrame, str]:
+    """Make the table and the page from finished folds.
+
+    Args:
+        folds: One row a target, choice and fold.
+        model: Name of the model.
+    """
+    summary = summarize(folds).drop(columns=["std_seeds", "trees"])
+    text = page(
+        "Which layers and which moments become the default columns",
+        f"Mean absolute error over {FOLDS} folds ± its standard deviation over the folds, model "
+        f"{model}; the least in bold.",
+        markdown_table(table_with_ratios(summary, summary["kind"].iloc[-1])),
+        command=COMMAND,
+        where=f": {candidates_in_words(QUICK)}, chosen on the training folds. Folds, seeds, tables "
+        "and rows left out as in `columns.md`; the errors of every fold are in "
+        "`column_choice_folds.csv`",
+    )
+    return summary, text

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from hashlib import sha256
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,19 @@ from numpy.typing import NDArray
 from sklearn.base import clone
 
 from crysxpp_mm.benchmarks.data import data_root
-from crysxpp_mm.benchmarks.properties import LabelledCrystals, find_property, load_properties
-from crysxpp_mm.benchmarks.report import RESULTS, markdown_table, versions, write_report
-from crysxpp_mm.benchmarks.runs import RunTable, settings_of
-from crysxpp_mm.errors import DataError, SettingsError
+from crysxpp_mm.benchmarks.pages import (
+    markdown_table,
+    page,
+    plus_minus,
+    versions,
+)
+from crysxpp_mm.benchmarks.properties import LabelledCrystals, find_property
+from crysxpp_mm.benchmarks.runner import HERE, Place, RunTable, check_names, key_of, settings_of
+from crysxpp_mm.benchmarks.statistics import over_seeds
+from crysxpp_mm.compute import one_torch_thread
+from crysxpp_mm.errors import DataError
 from crysxpp_mm.estimators import CrysXPPRegressor
 from crysxpp_mm.model_zoo import load_model
-from crysxpp_mm.compute import one_torch_thread
 
 Values = NDArray[np.float64]
 Rows = NDArray[np.int64]
@@ -42,6 +48,10 @@ ALONE = "experiments alone"
 AFTER, INSTEAD = "experiments after DFT", "as many DFT labels instead"
 COMMAND = "crysxpp benchmark experiment"
 RUNS = "experiment_runs.csv"
+NAMED = (
+    "Crystals of the article's Table 4 that have an experiment here; they were left out of "
+    "everything. All other experiments were learned. Band gaps, eV:"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,16 +137,12 @@ def load_experiments(
 
 
 def run_experiment(
-    root: str | Path | None = None,
+    place: Place = HERE,
     *,
-    graphs: str | Path | None = None,
-    out: str | Path = RESULTS,
     models: str | Path = "experiment-models",
     properties: Sequence[str] | None = None,
     seeds: Sequence[int] = SEEDS,
     estimator: CrysXPPRegressor | None = None,
-    say: Callable[[str], None] = print,
-    crystals: LabelledCrystals | None = None,
 ) -> pd.DataFrame:
     """Learn experiments after DFT, and write the tables; an hour or two on one core.
 
@@ -144,15 +150,11 @@ def run_experiment(
     ``experiment_named.csv``. A run that was stopped goes on.
 
     Args:
-        root: The data root, as for ``crysxpp_mm.benchmarks.data.data_root``.
-        graphs: File of the graphs, as for ``load_graphs``.
-        out: The folder of the results.
+        place: Where data are and results go.
         models: The folder of the DFT models, which are kept.
         properties: ``"formation energy"``, ``"band gap"`` or both.
         seeds: Seeds of the splits of the experiments.
         estimator: Its settings; the defaults if None.
-        say: Where the lines of text go.
-        crystals: The crystals, if they are in memory.
 
     Returns:
         One row a property and setting, as in ``experiment.csv``.
@@ -163,36 +165,24 @@ def run_experiment(
     """
     known = {item.property: item for item in MEASURED}
     chosen = list(known) if properties is None else list(properties)
-    if unknown := [name for name in chosen if name not in known]:
-        raise SettingsError(
-            f"there are no experiments of {unknown[0]!r}; there are {', '.join(map(repr, known))}."
-        )
-    if not seeds:
-        raise SettingsError("seeds must not be empty.")
+    check_names("properties", chosen, known)
+    check_names("seeds", seeds)
     settings = clone(estimator or CrysXPPRegressor()).set_params(accelerator="cpu", pbar=False)
-    labelled = crystals or load_properties(root, graphs=graphs)
-    done = RunTable(Path(out) / RUNS)
+    crystals = place.labelled()
+    done = RunTable(place.file(RUNS))
     runs: list[dict[str, Any]] = []
     named: list[pd.DataFrame] = []
     with one_torch_thread():
-        for name in chosen:
-            item = known[name]
-            data = load_experiments(item, root, labelled)
-            bench = _Bench(item, data, settings, Path(models), say)
+        for item in (known[name] for name in chosen):
+            data = load_experiments(item, place.root, crystals)
+            bench = _Bench(item, data, settings, Path(models), place.say)
             for seed in seeds:
-                key = bench.key(seed)
-                runs += done.find(key) or done.add(
-                    key, [{"property": name, **row} for row in bench.runs(seed)]
-                )
+                runs += done.rows_of(bench.key(seed), partial(bench.runs, seed))
             if item.named:
-                named.append(bench.named_crystals().assign(property=name))
-    summary = summarize(pd.DataFrame(runs))
-    tables = {"experiment": summary}
-    if named:
-        tables["experiment_named"] = pd.concat(named, ignore_index=True)
-    write_report(out, "experiment", tables=tables, text=_page(summary, tables, seeds))
-    say(f"experiment: written to {out}")
-    return summary
+                named.append(bench.named_crystals())
+    tables, text = tabulate(pd.DataFrame(runs), pd.concat(named) if named else None, seeds)
+    place.write("experiment", text, **tables)
+    return tables["experiment"]
 
 
 class _Bench:
@@ -213,20 +203,16 @@ class _Bench:
         self.say = say
 
     def key(self, seed: int) -> str:
-        """A hash of all that the runs of a seed depend on."""
+        """Hash all that the runs of a seed depend on."""
         facts = (settings_of(self.settings), seed, SETTINGS, TEST_FRACTION, versions())
-        total = sha256(repr((facts, self.data.crystals.identity)).encode())
-        for array in (self.data.dft, self.data.measured):
-            total.update(array.tobytes())
-        return total.hexdigest()[:16]
+        text = repr((facts, self.data.crystals.identity))
+        return key_of(text, (self.data.dft, self.data.measured))
 
     def dft_model(self, fraction: float) -> CrysXPPRegressor:
         """A fresh copy of the model of a share of the DFT labels; trained if it was not yet."""
         rows = self.data.dft_rows(fraction)
-        total = sha256(repr((settings_of(self.settings), versions())).encode())
-        for array in (rows, self.data.dft[rows]):
-            total.update(array.tobytes())
-        path = self.models / f"{self.item.property.replace(' ', '-')}-{total.hexdigest()[:12]}"
+        key = key_of(repr((settings_of(self.settings), versions())), (rows, self.data.dft[rows]))
+        path = self.models / f"{self.item.property.replace(' ', '-')}-{key[:12]}"
         file = path.with_suffix(".json.gz")
         if not file.exists():
             started = time.monotonic()
@@ -244,25 +230,21 @@ class _Bench:
         """Every setting of a seed with its test error."""
         data = self.data
         pool, test = data.split(seed)
-        n_all = len(data.rows)
         known = test[~np.isnan(data.dft[test])]
-        yield {
-            **self._facts(seed, DFT_ITSELF, 0.0, 0.0, n_learned=0, n_test=len(known)),
-            "mae": float(np.abs(data.dft[known] - data.measured[known]).mean()),
-        }
+        error = float(np.abs(data.dft[known] - data.measured[known]).mean())
+        yield self._row(seed, DFT_ITSELF, 0.0, 0.0, n_learned=0, n_test=len(known), mae=error)
         for dft, share in SETTINGS:
-            rows = pool[: round(share * n_all)]
-            model = self.dft_model(dft)
-            if len(rows):
-                model.set_params(seed=seed).fine_tune(self._graphs(rows), data.measured[rows])
-            yield self._tested(model, test, seed, AFTER if len(rows) else "DFT alone", dft, share)
-            if len(rows):
-                rows = rows[~np.isnan(data.dft[rows])]
+            rows = pool[: round(share * len(data.rows))]
+            if not len(rows):
+                yield self._tested(self.dft_model(dft), test, seed, "DFT alone", dft, share)
+                continue
+            for method, labels in ((AFTER, data.measured), (INSTEAD, data.dft)):
+                rows = rows[~np.isnan(labels[rows])]
                 model = self.dft_model(dft).set_params(seed=seed)
-                model.fine_tune(self._graphs(rows), data.dft[rows])
-                yield self._tested(model, test, seed, INSTEAD, dft, share)
+                model.fine_tune(self._graphs(rows), labels[rows])
+                yield self._tested(model, test, seed, method, dft, share)
         for share in sorted({share for _, share in SETTINGS} - {0.0}):
-            rows = pool[: round(share * n_all)]
+            rows = pool[: round(share * len(data.rows))]
             model = clone(self.settings).set_params(seed=seed)
             model.fit(self._graphs(rows), data.measured[rows])
             yield self._tested(model, test, seed, ALONE, 0.0, share)
@@ -283,7 +265,8 @@ class _Bench:
         )
         after = before.set_params(seed=DFT_SEED)
         after.fine_tune(self._graphs(data.rows), data.measured[data.rows])
-        return table.assign(**{AFTER: after.predict(self._graphs(rows))})
+        predicted = after.predict(self._graphs(rows))
+        return table.assign(**{AFTER: predicted, "property": self.item.property})
 
     def _graphs(self, rows: Rows) -> Any:
         return self.data.crystals.graphs.select(rows)
@@ -304,86 +287,62 @@ class _Bench:
             f"{error:.4g} {self.item.unit}"
         )
         learned = sum(stage["n_train"] + stage["n_validation"] for stage in model.history_)
-        return {
-            **self._facts(seed, method, dft, share, n_learned=learned, n_test=len(test)),
-            "mae": error,
-        }
+        return self._row(seed, method, dft, share, n_learned=learned, n_test=len(test), mae=error)
 
-    def _facts(
-        self, seed: int, method: str, dft: float, share: float, *, n_learned: int, n_test: int
+    def _row(
+        self, seed: int, method: str, dft: float, share: float, **numbers: float
     ) -> dict[str, Any]:
         return {
+            "property": self.item.property,
             "unit": self.item.unit,
             "seed": seed,
             "dft": dft,
             "experiments": share,
             "method": method,
-            "n_learned": n_learned,
-            "n_test": n_test,
+            **numbers,
         }
 
 
-def summarize(runs: pd.DataFrame) -> pd.DataFrame:
-    """Mean and standard deviation over the seeds.
+def tabulate(
+    runs: pd.DataFrame, named: pd.DataFrame | None, seeds: Sequence[int]
+) -> tuple[dict[str, pd.DataFrame], str]:
+    """Make the tables and the page of finished runs.
 
     Args:
         runs: One row a run.
-
-    Returns:
-        One row a property, method and setting, with ``mae`` and ``std``.
+        named: The crystals of Table 4, if they were predicted.
+        seeds: Seeds of the splits.
     """
-    groups = runs.groupby(["property", "unit", "method", "dft", "experiments"], sort=False)
-    return groups.agg(
-        n_learned=("n_learned", "first"),
-        n_test=("n_test", "first"),
-        n_seeds=("seed", "count"),
-        mae=("mae", "mean"),
-        std=("mae", "std"),
-    ).reset_index()
-
-
-def _page(summary: pd.DataFrame, tables: dict[str, pd.DataFrame], seeds: Sequence[int]) -> str:
+    summary = over_seeds(
+        runs,
+        ("property", "unit", "method", "dft", "experiments"),
+        first=("n_learned", "n_test"),
+    )
+    tables = {"experiment": summary}
     shown = summary.assign(
         dft=[f"{share:.0%}" if share else "" for share in summary["dft"]],
         experiments=[f"{share:.0%}" if share else "" for share in summary["experiments"]],
-        mae=[
-            f"{mae:.3g}" + ("" if np.isnan(std) else f" ± {std:.1g}")
-            for mae, std in zip(summary["mae"], summary["std"], strict=True)
-        ],
+        mae=plus_minus(summary["mae"], summary["std"]),
     ).drop(columns=["std", "n_seeds"])
-    lines = [
-        "# Experiment after DFT",
-        "",
-        (
-            f"Mean absolute errors on experiments, mean ± standard deviation over {len(seeds)} "
-            f"seeds ({', '.join(map(str, seeds))}). A fifth of the crystals with an experiment is "
-            "the test set of a seed, read once; shares of experiments are of all of them. No "
-            "crystal with an experiment is in a DFT training set; there is one DFT model a share, "
-            f"seed {DFT_SEED}. (The article's Table 3, formation energy: 0.22, 0.15, 0.132 and "
-            "0.089 eV/atom, on other splits; with DFT labels instead 0.206, 0.195 and 0.174.)"
-        ),
-        "",
-        markdown_table(shown),
-        "",
-    ]
-    if "experiment_named" in tables:
-        lines += [
+    crystals: list[str] = []
+    if named is not None:
+        tables["experiment_named"] = named
+        crystals = [
             "## Named crystals",
-            "",
-            (
-                "Crystals of the article's Table 4 that have an experiment here; they were left "
-                "out of everything. All other experiments were learned. Band gaps, eV:"
-            ),
-            "",
-            markdown_table(tables["experiment_named"].drop(columns="property")),
-            "",
+            NAMED,
+            markdown_table(named.drop(columns="property")),
         ]
-    return "\n".join(
-        [
-            *lines,
-            f"Made by `{COMMAND}`; every run is in `{RUNS}`.",
-            "",
-            f"Versions: {versions()}.",
-            "",
-        ]
+    text = page(
+        "Experiment after DFT",
+        f"Mean absolute errors on experiments, mean ± standard deviation over {len(seeds)} seeds "
+        f"({', '.join(map(str, seeds))}). A fifth of the crystals with an experiment is the test "
+        "set of a seed, read once; shares of experiments are of all of them. No crystal with an "
+        "experiment is in a DFT training set; there is one DFT model a share, seed "
+        f"{DFT_SEED}. (The article's Table 3, formation energy: 0.22, 0.15, 0.132 and 0.089 "
+        "eV/atom, on other splits; with DFT labels instead 0.206, 0.195 and 0.174.)",
+        markdown_table(shown),
+        *crystals,
+        command=COMMAND,
+        where=f"; every run is in `{RUNS}`",
     )
+    return tables, text

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from crysxpp_mm.benchmarks.data import load_mp_structures
-from crysxpp_mm.benchmarks.properties import LabelledCrystals, find_property, load_properties
-from crysxpp_mm.benchmarks.report import RESULTS, markdown_table, versions, write_report
-from crysxpp_mm.benchmarks.small_data import FRACTION, PRETRAINED, estimator_of, make_run
-from crysxpp_mm.errors import SettingsError
+from crysxpp_mm.benchmarks.methods import PRETRAINED, estimator_of, make_run
+from crysxpp_mm.benchmarks.pages import markdown_table, page
+from crysxpp_mm.benchmarks.properties import LabelledCrystals, find_property
+from crysxpp_mm.benchmarks.runner import HERE, Place, check_names
+from crysxpp_mm.benchmarks.small_data import FRACTION
+from crysxpp_mm.compute import one_torch_thread
 from crysxpp_mm.explain import SparsityPath, plot_explanation, plot_sparsity_path, sparsity_path
 from crysxpp_mm.model_zoo import load_model
-from crysxpp_mm.compute import one_torch_thread
 
 FIGURES: Mapping[str, Mapping[str, str]] = {
     "crysxpp-formation-energy": {"BaEr2F8": "mp-12803", "AuC": "mp-1008661"},
@@ -29,14 +30,10 @@ COMMAND = "crysxpp benchmark explanations"
 
 
 def run_explanations(
-    root: str | Path | None = None,
+    place: Place = HERE,
     *,
-    graphs: str | Path | None = None,
-    out: str | Path = RESULTS,
     figures: Mapping[str, Mapping[str, str]] = FIGURES,
     path_property: str = PATH_PROPERTY,
-    say: Callable[[str], None] = print,
-    crystals: LabelledCrystals | None = None,
 ) -> pd.DataFrame:
     """Draw what each crystal switches on in the selector, and tabulate what its parts contribute.
 
@@ -45,13 +42,9 @@ def run_explanations(
     a crystal, ``sparsity_path.csv`` and ``sparsity_path.png``.
 
     Args:
-        root: The data root, as for ``crysxpp_mm.benchmarks.data.data_root``.
-        graphs: File of the graphs, as for ``load_graphs``.
-        out: The folder of the results.
+        place: Where data are and results go.
         figures: Names or paths of predictors, each with its crystals.
         path_property: Name of the property of the path.
-        say: Where the lines of text go.
-        crystals: The crystals of the path, if they are in memory.
 
     Returns:
         One row a crystal: the prediction, the baseline, and what each property contributes.
@@ -61,18 +54,29 @@ def run_explanations(
         SettingsError: there is no figure to draw.
         UnknownModelError: a predictor is not there.
     """
-    if not figures:
-        raise SettingsError("figures must not be empty.")
-    folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
+    check_names("figures", list(figures))
+    Path(place.out).mkdir(parents=True, exist_ok=True)
+    table, sections = _explain(place, figures)
+    path, learned = learn_path(place.labelled(), path_property)
+    drawn: Any = plot_sparsity_path(path).figure
+    drawn.savefig(place.file("sparsity_path.png"), dpi=110)
+    text = _page(table, sections, learned, path_property)
+    place.write("explanations", text, explanations=table, sparsity_path=learned)
+    return table
+
+
+def _explain(
+    place: Place, figures: Mapping[str, Mapping[str, str]]
+) -> tuple[pd.DataFrame, list[str]]:
+    """Contributions, one row a crystal, and a section of the page with a picture for each."""
     rows, sections = [], []
     for name, shown in figures.items():
         model = load_model(name)
-        structures = load_mp_structures(root, list(shown.values()))
+        structures = load_mp_structures(place.root, list(shown.values()))
         for (formula, material_id), structure in zip(shown.items(), structures, strict=True):
             picture = f"explanation-{model.target_names_[0].replace('_', '-')}-{formula}.png"
             figure: Any = plot_explanation(model.explain(structure)).figure
-            figure.savefig(folder / picture, dpi=110)
+            figure.savefig(place.file(picture), dpi=110)
             parts = model.contributions(structure)
             rows.append(
                 {
@@ -85,20 +89,8 @@ def run_explanations(
                     **parts.by_property().to_dict(),
                 }
             )
-            title = f"## {parts.name}: {formula} ({material_id})"
-            sections += [title, "", f"![{formula}]({picture})", ""]
-    table = pd.DataFrame(rows)
-    path, learned = learn_path(crystals or load_properties(root, graphs=graphs), path_property)
-    drawn: Any = plot_sparsity_path(path).figure
-    drawn.savefig(folder / "sparsity_path.png", dpi=110)
-    write_report(
-        out,
-        "explanations",
-        tables={"explanations": table, "sparsity_path": learned},
-        text=_page(table, sections, learned, path_property),
-    )
-    say(f"explanations: written to {out}")
-    return table
+            sections += [f"## {parts.name}: {formula} ({material_id})", f"![{formula}]({picture})"]
+    return pd.DataFrame(rows), sections
 
 
 def learn_path(crystals: LabelledCrystals, name: str) -> tuple[SparsityPath, pd.DataFrame]:
@@ -131,36 +123,20 @@ def learn_path(crystals: LabelledCrystals, name: str) -> tuple[SparsityPath, pd.
 def _page(
     table: pd.DataFrame, sections: Sequence[str], learned: pd.DataFrame, path_property: str
 ) -> str:
-    return "\n".join(
-        [
-            "# Why: crystals of the article's Figs. 4-6",
-            "",
-            (
-                "Weights of the feature selector that the elements of a crystal switch on, by the "
-                "shipped predictors. A weight says that a column is let through, not in which "
-                "direction it moves the prediction; contributions (integrated gradients) do, and "
-                "sum with the baseline to the prediction:"
-            ),
-            "",
-            markdown_table(table),
-            "",
-            *sections,
-            f"## The L1 path: {path_property}",
-            "",
-            (
-                f"The selector's weights against the weight of the L1 term, learned from "
-                f"{FRACTION:.0%} of the labels (split {PATH_SEED} of `small_data.md`, one network "
-                "each), and R2 on the test crystals. One seed cannot tell such small differences "
-                "from luck; `crysxpp benchmark ablations` trains several."
-            ),
-            "",
-            "![weights against sparsity](sparsity_path.png)",
-            "",
-            markdown_table(learned),
-            "",
-            f"Made by `{COMMAND}`.",
-            "",
-            f"Versions: {versions()}.",
-            "",
-        ]
+    return page(
+        "Why: crystals of the article's Figs. 4-6",
+        "Weights of the feature selector that the elements of a crystal switch on, by the shipped "
+        "predictors. A weight says that a column is let through, not in which direction it moves "
+        "the prediction; contributions (integrated gradients) do, and sum with the baseline to the "
+        "prediction:",
+        markdown_table(table),
+        *sections,
+        f"## The L1 path: {path_property}",
+        "The selector's weights against the weight of the L1 term, learned from "
+        f"{FRACTION:.0%} of the labels (split {PATH_SEED} of `small_data.md`, one network each), "
+        "and R2 on the test crystals. One seed cannot tell such small differences from luck; "
+        "`crysxpp benchmark ablations` trains several.",
+        "![weights against sparsity](sparsity_path.png)",
+        markdown_table(learned),
+        command=COMMAND,
     )

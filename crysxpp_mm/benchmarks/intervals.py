@@ -1,4 +1,4 @@
-"""Whether intervals hold the truth as often as they say, and whether errors grow with distance.
+"""Intervals, which should hold the truth as often as they say, and errors against distance.
 
 Twenty random splits of three tables: a fifth of the crystals is predicted, of the others a tenth
 calibrates. The share of one small test set cannot show a coverage within two points; the mean over
@@ -8,9 +8,7 @@ the splits can.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from hashlib import sha256
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,15 +16,26 @@ import pandas as pd
 from numpy.typing import NDArray
 from sklearn.base import clone
 
-from crysxpp_mm.benchmarks.data import TARGETS, load_tables
-from crysxpp_mm.benchmarks.report import RESULTS, markdown_table, versions, write_report
-from crysxpp_mm.benchmarks.runs import RunTable, settings_of
-from crysxpp_mm.benchmarks.simple_models import one_blas_thread
+from crysxpp_mm.benchmarks.data import TARGETS, BenchmarkTable, Target, load_tables
+from crysxpp_mm.benchmarks.pages import (
+    bullets,
+    markdown_table,
+    page,
+    versions,
+)
+from crysxpp_mm.benchmarks.runner import (
+    HERE,
+    Place,
+    RunTable,
+    check_names,
+    key_of,
+    one_thread,
+    settings_of,
+)
 from crysxpp_mm.errors import SettingsError
 from crysxpp_mm.estimators import CrysXPPRegressor
 from crysxpp_mm.graph.arrays import CrystalGraphs
 from crysxpp_mm.graph.converter import CrystalGraphConverter
-from crysxpp_mm.compute import one_torch_thread
 
 TARGET_NAMES = ("log10 K_VRH", "log10 eps_electronic", "formation energy")
 """Targets of ``crysxpp_mm.benchmarks.data``, one a table."""
@@ -46,13 +55,11 @@ BY_DISTANCE = {
 
 
 def run_intervals(
-    root: str | Path | None = None,
+    place: Place = HERE,
     *,
-    out: str | Path = RESULTS,
     targets: Sequence[str] = TARGET_NAMES,
     n_splits: int = N_SPLITS,
     estimator: CrysXPPRegressor | None = None,
-    say: Callable[[str], None] = print,
 ) -> pd.DataFrame:
     """Measure coverage and the use of the domain; about an hour on one core.
 
@@ -60,12 +67,10 @@ def run_intervals(
     goes on: what the last of these has is not computed again.
 
     Args:
-        root: The data root, as for ``crysxpp_mm.benchmarks.data.data_root``.
-        out: The folder of the results.
+        place: Where data are and results go.
         targets: Names of targets of ``crysxpp_mm.benchmarks.data``.
         n_splits: Random splits of each table.
         estimator: Its settings; the defaults if None.
-        say: Where the lines of text go.
 
     Returns:
         One row a target, as in ``intervals.csv``.
@@ -75,51 +80,51 @@ def run_intervals(
         SettingsError: there is no target of a name, or no split.
     """
     known = {target.name: target for target in TARGETS}
-    if not targets or (unknown := [name for name in targets if name not in known]):
-        raise SettingsError(
-            f"targets must be some of {', '.join(map(repr, known))}, got "
-            f"{', '.join(map(repr, unknown)) if targets else 'none'}."
-        )
+    check_names("targets", targets, known)
     if n_splits < 1:
         raise SettingsError(f"n_splits must be at least 1, got {n_splits}.")
     chosen = [known[name] for name in targets]
-    tables = load_tables(root, names=list(dict.fromkeys(target.table for target in chosen)))
+    tables = load_tables(place.root, names=list(dict.fromkeys(target.table for target in chosen)))
     settings = clone(estimator or CrysXPPRegressor()).set_params(accelerator="cpu", pbar=False)
-    done = RunTable(Path(out) / RUNS)
+    done = RunTable(place.file(RUNS))
     rows: list[dict[str, Any]] = []
-    with one_blas_thread(), one_torch_thread():
+    with one_thread():
         for target in chosen:
-            table = tables[target.table]
-            labels = table.targets[target.name].to_numpy(dtype=np.float64)
-            usable = np.flatnonzero(~np.isnan(labels))
-            graphs = CrystalGraphConverter().convert_many([table.structures[row] for row in usable])
-            for seed in range(n_splits):
-                key = _key(settings, graphs, labels[usable], seed)
-                found = done.find(key)
-                if not found:
-                    started = time.monotonic()
-                    row = {
-                        "target": target.name,
-                        "unit": target.unit,
-                        "seed": seed,
-                        **measure_split(settings, graphs, labels[usable], seed=seed),
-                    }
-                    say(
-                        f"{target.name}, split {seed}: 90 % intervals hold "
-                        f"{row['coverage_0.9']:.1%}   ({time.monotonic() - started:.0f} s)"
-                    )
-                    found = done.add(key, [row])
-                rows += found
-    splits = pd.DataFrame(rows)
-    summary = summarize(splits)
-    write_report(
-        out,
-        "intervals",
-        tables={"intervals": summary},
-        text=_page(summary, splits, n_splits, settings.n_members),
-    )
-    say(f"intervals: written to {out}")
+            rows += _splits(
+                target, tables[target.table], settings, range(n_splits), done, place.say
+            )
+    summary, text = tabulate(pd.DataFrame(rows), n_splits, settings.n_members)
+    place.write("intervals", text, intervals=summary)
     return summary
+
+
+def _splits(
+    target: Target,
+    table: BenchmarkTable,
+    settings: CrysXPPRegressor,
+    seeds: Iterable[int],
+    done: RunTable,
+    say: Callable[[str], None],
+) -> Iterator[dict[str, Any]]:
+    """Measure every split of a target, or find it again."""
+    known = table.targets[target.name].to_numpy(dtype=np.float64)
+    usable = np.flatnonzero(~np.isnan(known))
+    graphs = CrystalGraphConverter().convert_many([table.structures[row] for row in usable])
+    labels = known[usable]
+
+    def measured(seed: int) -> dict[str, Any]:
+        started = time.monotonic()
+        row = measure_split(settings, graphs, labels, seed=seed)
+        say(
+            f"{target.name}, split {seed}: 90 % intervals hold {row['coverage_0.9']:.1%}   "
+            f"({time.monotonic() - started:.0f} s)"
+        )
+        return {"target": target.name, "unit": target.unit, "seed": seed, **row}
+
+    for seed in seeds:
+        facts = (settings_of(settings), seed, TEST_FRACTION, CONFIDENCES, NEAR, FAR)
+        key = key_of(repr((facts, versions())), (graphs.n_atoms, graphs.species_numbers, labels))
+        yield from done.rows_of(key, lambda seed=seed: [measured(seed)])  # type: ignore[misc]
 
 
 def measure_split(
@@ -203,18 +208,15 @@ def summarize(splits: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _key(
-    estimator: CrysXPPRegressor, graphs: CrystalGraphs, labels: NDArray[np.float64], seed: int
-) -> str:
-    """A hash of all that the numbers of a split depend on, but for roundings of a processor."""
-    settings = (settings_of(estimator), seed, TEST_FRACTION, CONFIDENCES, NEAR, FAR)
-    total = sha256(repr((settings, versions())).encode())
-    for array in (graphs.n_atoms, graphs.species_numbers, labels):
-        total.update(np.ascontiguousarray(array).tobytes())
-    return total.hexdigest()[:16]
+def tabulate(splits: pd.DataFrame, n_splits: int, n_members: int) -> tuple[pd.DataFrame, str]:
+    """Make the table and the page of finished splits.
 
-
-def _page(summary: pd.DataFrame, splits: pd.DataFrame, n_splits: int, n_members: int) -> str:
+    Args:
+        splits: One row a target and split.
+        n_splits: Splits of each target.
+        n_members: Networks of an ensemble.
+    """
+    summary = summarize(splits)
     coverage = [
         {
             "target": row["target"],
@@ -243,38 +245,26 @@ def _page(summary: pd.DataFrame, splits: pd.DataFrame, n_splits: int, n_members:
         }
         for _, row in summary.iterrows()
     ]
-    return "\n".join(
-        [
-            "# Intervals and domain",
-            "",
+    text = page(
+        "Intervals and domain",
+        f"{n_splits} random splits of each table: {1 - TEST_FRACTION:.0%} of the crystals are "
+        "fitted (a tenth of them chooses the epoch and calibrates), the others are predicted. "
+        f"`CrysXPPRegressor` with {n_members} network{'s' if n_members > 1 else ''} and its "
+        "default settings.",
+        "## How often `predict_interval` holds the truth",
+        "Mean ± standard deviation over the splits, below the confidence that was asked for; the "
+        "mean width of the intervals of 90 %.",
+        markdown_table(pd.DataFrame(coverage)),
+        "## Whether errors grow with the distance that `domain` gives",
+        "Mean absolute error (and share) of the test crystals of all splits:",
+        markdown_table(pd.DataFrame(distance)),
+        bullets(
             (
-                f"{n_splits} random splits of each table: {1 - TEST_FRACTION:.0%} of the crystals "
-                "are fitted (a tenth of them chooses the epoch and calibrates), the others are "
-                f"predicted. `CrysXPPRegressor` with {n_members} network"
-                f"{'s' if n_members > 1 else ''} and its default settings."
-            ),
-            "",
-            "## How often `predict_interval` holds the truth",
-            "",
-            (
-                "Mean ± standard deviation over the splits, below the confidence that was asked "
-                "for; the mean width of the intervals of 90 %."
-            ),
-            "",
-            markdown_table(pd.DataFrame(coverage)),
-            "",
-            "## Whether errors grow with the distance that `domain` gives",
-            "",
-            "Mean absolute error (and share) of the test crystals of all splits:",
-            "",
-            markdown_table(pd.DataFrame(distance)),
-            "",
-            *(f"- {name}: {what}." for name, what in BY_DISTANCE.items()),
-            "- rank correlation: Spearman's, of error and relative distance, mean of the splits.",
-            "",
-            f"Made by `{COMMAND}`; every split is in `{RUNS}` ({len(splits)} rows).",
-            "",
-            f"Versions: {versions()}.",
-            "",
-        ]
+                *(f"{name}: {what}." for name, what in BY_DISTANCE.items()),
+                "rank correlation: Spearman's, of error and relative distance, mean of the splits.",
+            )
+        ),
+        command=COMMAND,
+        where=f"; every split is in `{RUNS}` ({len(splits)} rows)",
     )
+    return summary, text

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,22 +18,20 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from crysxpp_mm.benchmarks.methods import MAGPIE, fit_simple_model, magpie_of_formulas
+from crysxpp_mm.benchmarks.pages import markdown_table, page
 from crysxpp_mm.benchmarks.properties import (
     SETTINGS_CHOSEN,
     LabelledCrystals,
     Property,
     Split,
     find_property,
-    load_properties,
 )
-from crysxpp_mm.benchmarks.report import RESULTS, markdown_table, versions, write_report
-from crysxpp_mm.benchmarks.small_data import MAGPIE, fit_simple_model, magpie_of_formulas
-from crysxpp_mm.errors import SettingsError
-from crysxpp_mm.estimators import CrysXPPClassifier, CrysXPPRegressor
-from crysxpp_mm.estimators.release import THIS_MODEL, write_predictor_release
-from crysxpp_mm.model_zoo import MODEL_FILE, load_model
+from crysxpp_mm.benchmarks.runner import HERE, Place, check_names
 from crysxpp_mm.compute import one_torch_thread
-from crysxpp_mm.training.config import FineTuneConfig
+from crysxpp_mm.estimators import CrysXPPClassifier, CrysXPPRegressor
+from crysxpp_mm.model_zoo import MODEL_FILE, load_model
+from crysxpp_mm.release.predictor import THIS_MODEL, write_predictor_release
 
 COMMAND = "crysxpp benchmark predictors"
 LEARNED_FRACTION = 0.9
@@ -95,7 +93,7 @@ class Predictor:
     aim: float | None = None
     n_members: int = 3
     element_channel: bool = False
-    max_epochs: int = FineTuneConfig.max_epochs
+    max_epochs: int = CrysXPPRegressor().max_epochs
     chosen: str = ""
     limits: tuple[str, ...] = ()
     classify: bool = False
@@ -184,17 +182,13 @@ PREDICTORS = (
 
 
 def run_predictors(
-    root: str | Path | None = None,
+    place: Place = HERE,
     *,
-    graphs: str | Path | None = None,
     folder: str | Path = "pretrained",
-    out: str | Path = RESULTS,
     names: Sequence[str] | None = None,
     n_members: int | None = None,
     max_epochs: int | None = None,
     seed: int = 0,
-    say: Callable[[str], None] = print,
-    crystals: LabelledCrystals | None = None,
 ) -> pd.DataFrame:
     """Train the predictors that are not in ``folder`` yet, and write the table of all.
 
@@ -202,16 +196,12 @@ def run_predictors(
     stopped goes on from its last epoch.
 
     Args:
-        root: The data root, as for ``crysxpp_mm.benchmarks.data.data_root``.
-        graphs: File of the graphs, as for ``load_graphs``.
+        place: Where data are and results go.
         folder: Where the predictors go.
-        out: The folder of the results.
         names: Which predictors; all without it.
         n_members: Networks of each; what ``PREDICTORS`` says if None.
         max_epochs: Epochs of each; what ``PREDICTORS`` says if None.
         seed: Of the split, the weights and the order.
-        say: Where the lines of text go.
-        crystals: The crystals, if they are in memory.
 
     Returns:
         One row a predictor and method, as in ``predictors.csv``.
@@ -222,34 +212,25 @@ def run_predictors(
     """
     known = {item.name: item for item in PREDICTORS}
     chosen = list(known) if names is None else list(names)
-    if unknown := [name for name in chosen if name not in known]:
-        raise SettingsError(
-            f"there is no predictor {unknown[0]!r}; there are {', '.join(map(repr, known))}."
-        )
-    labelled = crystals or load_properties(root, graphs=graphs)
+    check_names("names", chosen, known)
+    crystals = place.labelled()
     target = Path(folder)
     with one_torch_thread():
-        for name in chosen:
-            if (target / name / MODEL_FILE).exists():
-                say(f"{name}: it is there; remove {target / name} to train it anew")
+        for predictor in (known[name] for name in chosen):
+            path = target / predictor.name
+            if (path / MODEL_FILE).exists():
+                place.say(f"{predictor.name}: it is there; remove {path} to train it anew")
                 continue
             started = time.monotonic()
-            _release(
-                known[name],
-                labelled,
-                target / name,
-                settings={
-                    "n_members": n_members or known[name].n_members,
-                    "max_epochs": known[name].max_epochs if max_epochs is None else max_epochs,
-                    "seed": seed,
-                },
-            )
-            say(f"{name}: {(time.monotonic() - started) / 60:.0f} minutes")
-    table = _table(
-        [item for item in PREDICTORS if (target / item.name / MODEL_FILE).exists()], target
-    )
-    write_report(out, "predictors", tables={"predictors": table}, text=_page(table))
-    say(f"predictors: written to {target} and {out}")
+            settings = {
+                "n_members": n_members or predictor.n_members,
+                "max_epochs": max_epochs or predictor.max_epochs,
+                "seed": seed,
+            }
+            _release(predictor, crystals, path, settings=settings)
+            place.say(f"{predictor.name}: {(time.monotonic() - started) / 60:.0f} minutes")
+    table, text = tabulate(target)
+    place.write("predictors", text, predictors=table)
     return table
 
 
@@ -388,46 +369,33 @@ def _score_classes(
     ]
 
 
-def _table(predictors: Sequence[Predictor], folder: Path) -> pd.DataFrame:
-    """The test errors that the predictors carry."""
+def tabulate(folder: Path) -> tuple[pd.DataFrame, str]:
+    """Make the table and the page of the predictors in a folder, from the errors they carry."""
     rows = []
-    for predictor in predictors:
-        model = load_model(folder / predictor.name / MODEL_FILE)
-        facts = model.metadata_
-        rows += [
-            {
-                "predictor": predictor.name,
-                "n_train": sum(stage["n_train"] for stage in model.history_),
-                "n_validation": sum(stage["n_validation"] for stage in model.history_),
-                "n_test": facts["n_test"],
-                "n_members": len(model.members_),
-                "element_channel": model.element_channel,
-                "unit": "" if predictor.classify else model.units_[0],
-                **result,
-                "aim": predictor.aim,
-            }
-            for result in facts["results"]
-        ]
-    return pd.DataFrame(rows).drop(columns="target", errors="ignore")
-
-
-def _page(table: pd.DataFrame) -> str:
-    return "\n".join(
-        [
-            "# The shipped predictors on their test crystals",
-            "",
-            (
-                "One split for each: 80 % of the labelled crystals are learned from (`n_train`), "
-                "10 % choose the epoch (`n_validation`), 10 % are the test. `mae` is in the unit "
-                "of the label; the aims of the moduli are for `mae_log10`. Networks with an "
-                "`element_channel` have a learned vector of each element."
-            ),
-            "",
-            markdown_table(table),
-            "",
-            f"Made by `{COMMAND}`.",
-            "",
-            f"Versions: {versions()}.",
-            "",
-        ]
+    for predictor in PREDICTORS:
+        path = folder / predictor.name / MODEL_FILE
+        if not path.exists():
+            continue
+        model = load_model(path)
+        facts = {
+            "predictor": predictor.name,
+            "n_train": sum(stage["n_train"] for stage in model.history_),
+            "n_validation": sum(stage["n_validation"] for stage in model.history_),
+            "n_test": model.metadata_["n_test"],
+            "n_members": len(model.members_),
+            "element_channel": model.element_channel,
+            "unit": "" if predictor.classify else model.units_[0],
+        }
+        errors = model.metadata_["results"]
+        rows += [{**facts, **result, "aim": predictor.aim} for result in errors]
+    table = pd.DataFrame(rows).drop(columns="target", errors="ignore")
+    text = page(
+        "The shipped predictors on their test crystals",
+        "One split for each: 80 % of the labelled crystals are learned from (`n_train`), 10 % "
+        "choose the epoch (`n_validation`), 10 % are the test. `mae` is in the unit of the label; "
+        "the aims of the moduli are for `mae_log10`. Networks with an `element_channel` have a "
+        "learned vector of each element.",
+        markdown_table(table),
+        command=COMMAND,
     )
+    return table, text

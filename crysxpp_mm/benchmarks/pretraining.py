@@ -1,4 +1,4 @@
-"""What each choice of the pretraining is worth: short pretrainings, judged by their columns.
+"""Choices of the pretraining: short pretrainings, judged by their columns.
 
 Every variant starts from the settings of ``crysae-mp-v1`` and changes what its name says. They are
 trained on the same crystals for the same number of epochs, and a simple model learns the targets
@@ -7,7 +7,7 @@ of ``columns.md`` from their columns.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,31 +15,30 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from crysxpp_mm.benchmarks.columns import (
+from crysxpp_mm.benchmarks.data import BenchmarkTable, load_tables
+from crysxpp_mm.benchmarks.folds import (
+    CALIBRATION_CRYSTALS,
     RANDOM,
-    FoldCache,
+    Folds,
     Kind,
     first_rows,
     learned_columns,
     random_columns,
-    score_kind,
     summarize,
     table_with_ratios,
 )
-from crysxpp_mm.benchmarks.data import BenchmarkTable, load_tables
+from crysxpp_mm.benchmarks.pages import bullets, markdown_table, page
 from crysxpp_mm.benchmarks.properties import load_graphs
-from crysxpp_mm.benchmarks.report import RESULTS, markdown_table, versions, write_report
-from crysxpp_mm.benchmarks.simple_models import FOLDS, QUICK, one_blas_thread
+from crysxpp_mm.benchmarks.runner import HERE, Place, check_names, one_thread
+from crysxpp_mm.benchmarks.simple_models import FOLDS, QUICK
 from crysxpp_mm.data.store import GraphStore
 from crysxpp_mm.errors import SettingsError
 from crysxpp_mm.losses import LossWeights
 from crysxpp_mm.models.crysae import CrysAE
-from crysxpp_mm.compute import one_torch_thread
 from crysxpp_mm.training.config import PretrainConfig
 from crysxpp_mm.training.pretrain import pretrain
 
 EPOCHS = 5
-CALIBRATION_CRYSTALS = 500
 COMMAND = "crysxpp benchmark pretraining"
 SHIPPED = "crysae-mp-v1"
 
@@ -70,14 +69,11 @@ WHAT = {
 
 
 def run_pretraining(
-    root: str | Path | None = None,
+    place: Place = HERE,
     *,
-    graphs: str | Path | None = None,
-    out: str | Path = RESULTS,
     runs: str | Path = "pretraining-runs",
     variants: Sequence[str] | None = None,
     epochs: int = EPOCHS,
-    say: Callable[[str], None] = print,
     store: GraphStore | None = None,
     rows: int | None = None,
 ) -> pd.DataFrame:
@@ -87,14 +83,11 @@ def run_pretraining(
     stopped goes on.
 
     Args:
-        root: The data root, as for ``crysxpp_mm.benchmarks.data.data_root``.
-        graphs: File of the graphs, as for ``load_properties``.
-        out: The folder of the results.
+        place: Where data are and results go.
         runs: The folder of the pretrainings, one folder each.
         variants: Names of the variants, the one that the others are compared with first; all
             without it.
         epochs: Epochs of each.
-        say: Where the lines of text go.
         store: The crystals to pretrain on, if they are in memory.
         rows: Only the first rows of every table, for a quick try.
 
@@ -106,66 +99,63 @@ def run_pretraining(
         SettingsError: There is no variant of a name, or too few epochs.
     """
     names = list(VARIANTS) if variants is None else list(variants)
-    if not names or (unknown := [name for name in names if name not in VARIANTS]):
-        raise SettingsError(
-            f"variants must be some of {', '.join(map(repr, VARIANTS))}, got "
-            f"{', '.join(map(repr, unknown)) if names else 'none'}."
-        )
+    check_names("variants", names, VARIANTS)
     if epochs < 1:
         raise SettingsError(f"epochs must be at least 1, got {epochs}.")
-    crystals = store or load_graphs(root, graphs=graphs)
-    tables = first_rows(load_tables(root), rows)
-    cache = FoldCache(Path(out) / "pretraining_folds.csv", QUICK, margin=np.inf)
-    with one_blas_thread(), one_torch_thread():
+    crystals = store or load_graphs(place.root, graphs=place.graphs)
+    tables = first_rows(load_tables(place.root), rows)
+    cache = Folds(place.file("pretraining_folds.csv"), QUICK, margin=np.inf)
+    with one_thread():
         for number, name in enumerate(names):
-            config = replace(VARIANTS[name], max_epochs=epochs, patience=epochs)
-            model = pretrain(
-                crystals.graphs,
-                config,
-                Path(runs) / f"{name.replace(' ', '-').replace('%', 'percent')}-{epochs}",
-                converter=crystals.converter,
-                data_hash=crystals.data_hash,
-                pbar=False,
-            )
-            say(f"{name}: {epochs} epochs, validation loss {model.metadata['results']}")
+            model = _pretrained(name, crystals, Path(runs), epochs)
+            place.say(f"{name}: {epochs} epochs, validation loss {model.metadata['results']}")
             if number == 0:
-                score_kind(_random_kind(model, tables), tables, cache, say)
-            kind = Kind(name=name, what=WHAT[name], embed=partial(learned_columns, model=model))
-            score_kind(kind, tables, cache, say)
-    summary = summarize(cache.finish()).drop(columns=["std_seeds", "trees"])
+                cache.score(_random_kind(model, tables), tables, place.say)
+            embed = partial(learned_columns, model=model)
+            cache.score(Kind(name=name, what=WHAT[name], embed=embed), tables, place.say)
+    summary, text = tabulate(cache.finish(), names, epochs, len(crystals))
+    place.write("pretraining", text, pretraining=summary)
+    return summary
+
+
+def tabulate(
+    folds: pd.DataFrame, names: Sequence[str], epochs: int, n_crystals: int
+) -> tuple[pd.DataFrame, str]:
+    """Make the table and the page from finished folds.
+
+    Args:
+        folds: One row a target, variant and fold.
+        names: Variants, the one that the others are compared with first.
+        epochs: Epochs of each.
+        n_crystals: Crystals that they were pretrained on.
+    """
+    summary = summarize(folds).drop(columns=["std_seeds", "trees"])
     kinds = [*names, RANDOM]
     shown = table_with_ratios(summary, names[0])[["target", "unit", "rows", *kinds]]
-    write_report(
-        out,
-        "pretraining",
-        tables={"pretraining": summary},
-        text="\n".join(
-            [
-                "# What each choice of the pretraining is worth",
-                "",
-                (
-                    f"Mean absolute error over {FOLDS} folds ± its standard deviation over the "
-                    f"folds, of a simple model on the columns after {epochs} epochs of "
-                    f"pretraining on {len(crystals):,} crystals, one seed; the least in bold."
-                ),
-                "",
-                markdown_table(shown),
-                "",
-                *(f"- {kind}: {WHAT[kind]}." for kind in kinds),
-                "",
-                (
-                    f"Made by `{COMMAND}`: the better of ridge and SVR, chosen on the training "
-                    "folds. Folds, tables and rows left out as in `columns.md`; the errors of "
-                    "every fold are in `pretraining_folds.csv`."
-                ),
-                "",
-                f"Versions: {versions()}.",
-                "",
-            ]
-        ),
+    text = page(
+        "What each choice of the pretraining is worth",
+        f"Mean absolute error over {FOLDS} folds ± its standard deviation over the folds, of a "
+        f"simple model on the columns after {epochs} epochs of pretraining on {n_crystals:,} "
+        "crystals, one seed; the least in bold.",
+        markdown_table(shown),
+        bullets(f"{kind}: {WHAT[kind]}." for kind in kinds),
+        command=COMMAND,
+        where=": the better of ridge and SVR, chosen on the training folds. Folds, tables and rows "
+        "left out as in `columns.md`; the errors of every fold are in `pretraining_folds.csv`",
     )
-    say(f"pretraining: written to {out}")
-    return summary
+    return summary, text
+
+
+def _pretrained(name: str, crystals: GraphStore, runs: Path, epochs: int) -> CrysAE:
+    """Pretrain a variant, or read it back."""
+    return pretrain(
+        crystals.graphs,
+        replace(VARIANTS[name], max_epochs=epochs, patience=epochs),
+        runs / f"{name.replace(' ', '-').replace('%', 'percent')}-{epochs}",
+        converter=crystals.converter,
+        data_hash=crystals.data_hash,
+        pbar=False,
+    )
 
 
 def _random_kind(like: CrysAE, tables: Mapping[str, BenchmarkTable]) -> Kind:

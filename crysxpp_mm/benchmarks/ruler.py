@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +18,8 @@ from numpy.typing import NDArray
 from pymatgen.core import Structure
 
 from crysxpp_mm.benchmarks.data import TARGETS, BenchmarkTable, data_root, load_tables
-from crysxpp_mm.benchmarks.report import markdown_table, model_name, versions, write_report
-from crysxpp_mm.benchmarks.runs import RunTable
+from crysxpp_mm.benchmarks.pages import markdown_table, model_name, versions, write_report
+from crysxpp_mm.benchmarks.runner import RunTable, key_of
 from crysxpp_mm.benchmarks.simple_models import (
     RIDGE,
     TREES,
@@ -237,29 +236,24 @@ def _scores(
     values: NDArray[np.float64],
     candidates: Sequence[Candidate],
 ) -> list[dict[str, object]]:
-    total = sha256(repr(([asdict(c) for c in candidates], SEED, versions())).encode())
-    for array in (columns, values):
-        total.update(f"{array.dtype}{array.shape}".encode())
-        total.update(np.ascontiguousarray(array).tobytes())
-    key = total.hexdigest()[:16]
-    if not (found := done.find(key)):
+    def measure() -> list[dict[str, object]]:
         scores = cross_validate(columns, values, candidates=candidates, seed=SEED)
-        found = done.add(
-            key,
-            [
-                {
-                    "kind": kind,
-                    "target": target,
-                    "n_columns": columns.shape[1],
-                    "fold": score.fold,
-                    "mae": score.mae,
-                    **score.by_regressor,
-                    "chosen": score.chosen.regressor,
-                }
-                for score in scores
-            ],
-        )
-    return [{**row, "kind": kind} for row in found]
+        return [
+            {
+                "kind": kind,
+                "target": target,
+                "n_columns": columns.shape[1],
+                "fold": score.fold,
+                "mae": score.mae,
+                **score.by_regressor,
+                "chosen": score.chosen.regressor,
+            }
+            for score in scores
+        ]
+
+    facts = repr(([asdict(candidate) for candidate in candidates], SEED, versions()))
+    rows = done.rows_of(key_of(facts, (columns, values), shapes=True), measure)
+    return [{**row, "kind": kind} for row in rows]
 
 
 def _page(summary: pd.DataFrame) -> str:

@@ -285,16 +285,20 @@ def regressor_settings(candidate: Candidate) -> dict[str, str]:
 def candidates_in_words(candidates: Sequence[Candidate]) -> str:
     """The candidates in words."""
     parts = []
-    if alphas := sorted({c.alpha for c in candidates if c.regressor == "ridge"}):
+    if alphas := _values(candidates, "ridge", "alpha"):
         parts.append(f"ridge (alpha {alphas[0]:g} to {alphas[-1]:g}, {len(alphas)} values)")
-    machines = [c for c in candidates if c.regressor == "svr"]
-    if machines:
-        costs = ", ".join(f"{cost:g}" for cost in sorted({c.cost for c in machines}))
-        widths = ", ".join(f"{gamma:g}" for gamma in sorted({c.gamma for c in machines}))
-        parts.append(f"SVR with an RBF kernel (C {costs}; gamma {widths} over the columns)")
-    if any(c.regressor == "trees" for c in candidates):
+    if costs := _values(candidates, "svr", "cost"):
+        shown = ", ".join(f"{cost:g}" for cost in costs)
+        widths = ", ".join(f"{gamma:g}" for gamma in _values(candidates, "svr", "gamma"))
+        parts.append(f"SVR with an RBF kernel (C {shown}; gamma {widths} over the columns)")
+    if _values(candidates, "trees", "regressor"):
         parts.append(f"extra trees ({N_TREES})")
     return ", ".join(parts)
+
+
+def _values(candidates: Sequence[Candidate], regressor: str, setting: str) -> list[Any]:
+    """Values of a setting among the candidates of a kind, sorted."""
+    return sorted({getattr(c, setting) for c in candidates if c.regressor == regressor})
 
 
 def one_blas_thread() -> Any:

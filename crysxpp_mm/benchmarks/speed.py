@@ -1,6 +1,6 @@
-"""How fast, against what else, and how it grows: ratios within one run, one thread.
+"""Speed, beside others and as rows grow: ratios within one run, one thread.
 
-What is compared is interleaved (one round of each in turn) and given as medians, so that a busy
+All that is compared is interleaved (one round of each in turn) and given as medians, so that a busy
 machine slows both sides.
 """
 
@@ -11,11 +11,12 @@ import platform
 import statistics
 import sys
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import cycle, islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -23,14 +24,17 @@ import torch
 from pymatgen.core import Lattice, Structure
 
 from crysxpp_mm.benchmarks.data import load_tables
-from crysxpp_mm.benchmarks.report import RESULTS, markdown_table, model_name, versions, write_report
+from crysxpp_mm.benchmarks.pages import markdown_table, model_name, page
+from crysxpp_mm.benchmarks.runner import HERE, Place
 from crysxpp_mm.benchmarks.simple_models import magpie_featurizer
+from crysxpp_mm.compute import one_torch_thread
 from crysxpp_mm.graph.converter import CrystalGraphConverter
 from crysxpp_mm.graph.neighbors import nearest_neighbors
 
 if TYPE_CHECKING:
     from crysxpp_mm.featurizers import CrysAEFeaturizer
     from crysxpp_mm.training.config import PretrainConfig
+    from crysxpp_mm.training.pretrain import CrystalData, PretrainModule
 
 FULL_ROWS = 36_737
 """Crystals of the data set that the shipped weights were trained on."""
@@ -216,50 +220,13 @@ def measure_epoch(
     settings = config or PretrainConfig()
     indices = np.arange(len(graphs))
     data = CrystalData(graphs, settings, train=indices, validation=indices[:0])
-    n_batches = len(data.epoch(0, shuffle=True))
-    steps = n_batches * (2 * rounds + 2)
+    steps = len(data.epoch(0, shuffle=True)) * (2 * rounds + 2)
 
     def module() -> PretrainModule:
         model = CrysAE.random(**settings.model_settings)
         return PretrainModule(model, settings, steps=steps).train()
 
-    bare = module()
-    parameters = list(bare.model.parameters())
-    configured = bare.configure_optimizers()
-    optimizer = configured["optimizer"] if isinstance(configured, dict) else configured
-
-    def loop(epoch: int) -> None:
-        bare.model.train()
-        batches = data.epoch(epoch, shuffle=True)
-        for batch in (batches[index] for index in range(len(batches))):
-            _, total = bare._losses(batch)
-            optimizer.zero_grad()
-            total.backward()
-            torch.nn.utils.clip_grad_norm_(parameters, settings.gradient_clip)
-            optimizer.step()
-
-    class Stopwatch(lightning.Callback):
-        """Times the epochs, and runs the bare loop between them."""
-
-        def __init__(self) -> None:
-            self.start = 0.0
-            self.lightning: list[float] = []
-            self.bare: list[float] = []
-
-        def on_train_epoch_start(
-            self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
-        ) -> None:
-            if trainer.current_epoch:
-                self.bare.append(seconds_of(lambda: loop(trainer.current_epoch)))
-            self.start = time.perf_counter()
-
-        def on_train_epoch_end(
-            self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
-        ) -> None:
-            if trainer.current_epoch:  # the first epoch warms up
-                self.lightning.append(time.perf_counter() - self.start)
-
-    watch = Stopwatch()
+    watch = _stopwatch(_bare_epochs(module(), data, settings.gradient_clip))
     lightning.Trainer(
         accelerator="cpu",
         devices=1,
@@ -273,6 +240,7 @@ def measure_epoch(
         num_sanity_val_steps=0,
         reload_dataloaders_every_n_epochs=1,
     ).fit(module(), datamodule=data)
+    ratio = statistics.median(a / b for a, b in zip(watch.lightning, watch.bare, strict=True))
     scale = 20_000 / len(structures)
     part = f"CrysAE epoch, measured on {len(structures)} crystals"
     return [
@@ -292,15 +260,60 @@ def measure_epoch(
         Measure(
             part=part,
             measure="Lightning's share on top of the bare loop",
-            value=100
-            * (
-                statistics.median(a / b for a, b in zip(watch.lightning, watch.bare, strict=True))
-                - 1
-            ),
+            value=100 * (ratio - 1),
             unit="%",
             goal="<= 10",
         ),
     ]
+
+
+def _bare_epochs(
+    module: PretrainModule, data: CrystalData, gradient_clip: float
+) -> Callable[[int], None]:
+    """A loop over the batches of an epoch, by its number, without Lightning."""
+    parameters = list(module.model.parameters())
+    configured = module.configure_optimizers()
+    optimizer = configured["optimizer"] if isinstance(configured, dict) else configured
+
+    def loop(epoch: int) -> None:
+        module.model.train()
+        batches = data.epoch(epoch, shuffle=True)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="You are trying to `self.log")  # in vain
+            for index in range(len(batches)):
+                loss = module.training_step(batches[index], index)
+                optimizer.zero_grad()
+                loss.backward()
+                torch.nn.utils.clip_grad_norm_(parameters, gradient_clip)
+                optimizer.step()
+
+    return loop
+
+
+def _stopwatch(loop: Callable[[int], None]) -> Any:
+    """A callback that times the epochs of a Trainer, and ``loop`` between them."""
+    import lightning
+
+    class Stopwatch(lightning.Callback):
+        def __init__(self) -> None:
+            self.start = 0.0
+            self.lightning: list[float] = []
+            self.bare: list[float] = []
+
+        def on_train_epoch_start(
+            self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+        ) -> None:
+            if trainer.current_epoch:
+                self.bare.append(seconds_of(lambda: loop(trainer.current_epoch)))
+            self.start = time.perf_counter()
+
+        def on_train_epoch_end(
+            self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+        ) -> None:
+            if trainer.current_epoch:  # the first epoch warms up
+                self.lightning.append(time.perf_counter() - self.start)
+
+    return Stopwatch()
 
 
 def measure_rows(
@@ -434,20 +447,16 @@ def _peak_megabytes() -> float:
 
 
 def run_speed(
-    root: str | Path | None = None,
+    place: Place = HERE,
     *,
-    out: str | Path = RESULTS,
     model: str = "crysae-mp-v1",
-    say: Callable[[str], None] = print,
     scale: float = 1.0,
 ) -> pd.DataFrame:
     """Run the whole benchmark and write ``speed.csv`` and ``speed.md``; about five minutes.
 
     Args:
-        root: The data root, as for ``crysxpp_mm.benchmarks.data.data_root``.
-        out: The folder of the results.
+        place: Where data are and results go.
         model: Name or path of the weights.
-        say: Where the lines of text go.
         scale: Share of the rows and crystals to use, for a quick try; 1 for results that count.
 
     Returns:
@@ -459,11 +468,9 @@ def run_speed(
     """
     from crysxpp_mm.featurizers import CrysAEFeaturizer
 
-    structures = load_tables(root, names=["mp2000"])["mp2000"].structures
+    structures = load_tables(place.root, names=["mp2000"])["mp2000"].structures
     structures = structures[: max(20, int(len(structures) * scale))]
     featurizer = CrysAEFeaturizer(model=model, device="cpu")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     measures: list[Measure] = []
     parts: list[Callable[[], list[Measure]]] = [
         lambda: measure_columns(structures, featurizer),
@@ -479,33 +486,29 @@ def run_speed(
         lambda: measure_atoms(featurizer),
         lambda: measure_memory(structures, model, max(20, int(FULL_ROWS * scale))),
     ]
-    try:
+    with one_torch_thread():
         for part in parts:
             new = part()
             measures += new
             for measure in new:
                 goal = f"   (asked: {measure.goal})" if measure.goal else ""
-                say(f"{measure.part}: {measure.measure}: {measure.value:.4g} {measure.unit}{goal}")
-    finally:
-        torch.set_num_threads(threads)
+                place.say(
+                    f"{measure.part}: {measure.measure}: {measure.value:.4g} {measure.unit}{goal}"
+                )
     table = pd.DataFrame([{**asdict(m), "reached": m.reached} for m in measures])
     shown = table.assign(
         value=[f"{value:.4g}" for value in table["value"]],
         reached=["" if r is None else ("yes" if r else "no") for r in table["reached"]],
     )
-    write_report(
-        Path(out),
-        "speed",
-        tables={"speed": table},
-        text=(
-            "# Speed\n\n"
-            f"{len(structures)} crystals of `mp_properties.csv` (see `benchmarks/data.py`) in "
-            "memory, one thread; medians of interleaved rounds. Ratios within one run are what "
-            "counts: absolute rates are those of the machine.\n\n"
-            f"{markdown_table(shown)}\n\n"
-            f"Model {model_name(model)}; {_processor()}; {versions()}.\n"
-        ),
+    text = page(
+        "Speed",
+        f"{len(structures)} crystals of `mp_properties.csv` (see `benchmarks/data.py`) in memory, "
+        "one thread; medians of interleaved rounds. Ratios within one run are what counts: "
+        "absolute rates are those of the machine.",
+        markdown_table(shown),
+        f"Model {model_name(model)}; {_processor()}.",
     )
+    place.write("speed", text, speed=table)
     return table
 
 

@@ -13,7 +13,17 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from crysxpp_mm.cli import benchmark, explain, featurize, fine_tune, predict, shipped, training
+from crysxpp_mm.cli import (
+    benchmark,
+    demo,
+    explain,
+    featurize,
+    graphs,
+    models,
+    predict,
+    pretrain,
+    train,
+)
 from crysxpp_mm.cli.messages import one_line
 from crysxpp_mm.errors import CrysXPPError
 from crysxpp_mm.version import __version__
@@ -81,14 +91,14 @@ def main(
 
 
 for command in (
-    shipped.demo,
+    demo.demo,
     featurize.featurize,
-    training.graphs,
-    training.pretrain,
-    fine_tune.train,
+    graphs.graphs,
+    pretrain.pretrain,
+    train.train,
     predict.predict,
     explain.explain,
-    shipped.models,
+    models.models,
 ):
     app.command()(command)
 app.add_typer(benchmark.app, name="benchmark")

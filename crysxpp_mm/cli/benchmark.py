@@ -5,17 +5,33 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from crysxpp_mm.cli.options import BenchmarkData, BenchmarkGraphs, BenchmarkOut, Model
+from crysxpp_mm.cli.options import (
+    BenchmarkData,
+    BenchmarkGraphs,
+    BenchmarkOut,
+    BenchmarkSeeds,
+    Model,
+)
+
+if TYPE_CHECKING:
+    from crysxpp_mm.benchmarks.runner import Place
 
 app = typer.Typer(
     help="Measure this package on real data.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
+
+
+def _place(data: Path | None, out: Path, graphs: Path | None = None) -> Place:
+    """Data and results of a benchmark, which tells what it does."""
+    from crysxpp_mm.benchmarks.runner import Place
+
+    return Place(root=data, graphs=graphs, out=out, say=typer.echo)
 
 
 @app.command()
@@ -33,10 +49,9 @@ def speed(
       crysxpp benchmark speed --data DATA --out benchmark-results
     """
     from crysxpp_mm.benchmarks.speed import run_speed
-    from crysxpp_mm.model_zoo import DEFAULT_MODEL
+    from crysxpp_mm.shipped import DEFAULT_MODEL
 
-    run_speed(data, out=out, model=model or DEFAULT_MODEL, say=typer.echo)
-    typer.echo(f"Wrote to {out}: speed.csv, speed.md")
+    run_speed(_place(data, out), model=model or DEFAULT_MODEL)
 
 
 @app.command()
@@ -66,9 +81,9 @@ def columns(
     from crysxpp_mm.benchmarks.data import load_tables
 
     tables = load_tables(data)
-    run_columns(data, out=out, models=model or None, say=typer.echo, tables=tables)
-    run_choice(out=out, model=model[0] if model else None, say=typer.echo, tables=tables)
-    typer.echo(f"Wrote to {out}.")
+    place = _place(data, out)
+    run_columns(place, models=model or None, tables=tables)
+    run_choice(place, model=model[0] if model else None, tables=tables)
 
 
 @app.command()
@@ -84,7 +99,7 @@ def small_data(
             show_default=False,
         ),
     ] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Seeds, from 0.")] = 3,
+    seeds: BenchmarkSeeds = 3,
     n_members: Annotated[
         int | None,
         typer.Option(
@@ -107,32 +122,22 @@ def small_data(
     Example:
       crysxpp benchmark small-data --data DATA --property "bulk modulus"
     """
-    from crysxpp_mm.benchmarks.small_data import (
-        CURVE_PROPERTIES,
-        N_MEMBERS,
-        run_label_curves,
-        run_small_data,
-    )
+    from crysxpp_mm.benchmarks import label_curves, small_data
 
+    place = _place(data, out, graphs)
     if curves:
-        run_label_curves(
-            data,
-            graphs=graphs,
-            out=out,
-            properties=properties or CURVE_PROPERTIES,
+        label_curves.run_label_curves(
+            place,
+            properties=properties or label_curves.PROPERTY_NAMES,
             seeds=range(seeds),
             n_members=n_members or 1,
-            say=typer.echo,
         )
     else:
-        run_small_data(
-            data,
-            graphs=graphs,
-            out=out,
+        small_data.run_small_data(
+            place,
             properties=properties,
             seeds=range(seeds),
-            n_members=n_members or N_MEMBERS,
-            say=typer.echo,
+            n_members=n_members or small_data.N_MEMBERS,
         )
 
 
@@ -165,9 +170,7 @@ def pretraining(
     """
     from crysxpp_mm.benchmarks.pretraining import run_pretraining
 
-    run_pretraining(
-        data, graphs=graphs, out=out, runs=runs, variants=variants, epochs=epochs, say=typer.echo
-    )
+    run_pretraining(_place(data, out, graphs), runs=runs, variants=variants, epochs=epochs)
 
 
 @app.command()
@@ -207,15 +210,12 @@ def predictors(
     from crysxpp_mm.benchmarks.predictors import run_predictors
 
     run_predictors(
-        data,
-        graphs=graphs,
+        _place(data, out, graphs),
         folder=folder,
-        out=out,
         names=names,
         n_members=n_members,
         max_epochs=max_epochs,
         seed=seed,
-        say=typer.echo,
     )
 
 
@@ -239,7 +239,7 @@ def intervals(
     from crysxpp_mm.estimators import CrysXPPRegressor
 
     estimator = CrysXPPRegressor(n_members=n_members)
-    run_intervals(data, out=out, n_splits=n_splits, estimator=estimator, say=typer.echo)
+    run_intervals(_place(data, out), n_splits=n_splits, estimator=estimator)
 
 
 @app.command()
@@ -258,7 +258,7 @@ def experiment(
             show_default=False,
         ),
     ] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Seeds, from 0.")] = 3,
+    seeds: BenchmarkSeeds = 3,
     max_epochs: Annotated[int, typer.Option(min=1, help="Epochs of every fit.")] = 40,
 ) -> None:
     """Measure what experiments add to a model that has learned DFT.
@@ -274,14 +274,11 @@ def experiment(
     from crysxpp_mm.estimators import CrysXPPRegressor
 
     run_experiment(
-        data,
-        graphs=graphs,
-        out=out,
+        _place(data, out, graphs),
         models=models,
         properties=properties,
         seeds=range(seeds),
         estimator=CrysXPPRegressor(max_epochs=max_epochs),
-        say=typer.echo,
     )
 
 
@@ -290,7 +287,7 @@ def ablations(
     data: BenchmarkData = None,
     out: BenchmarkOut = Path("benchmark-results"),
     graphs: BenchmarkGraphs = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Seeds, from 0.")] = 3,
+    seeds: BenchmarkSeeds = 3,
 ) -> None:
     """Measure what each part of CrysXPP is worth.
 
@@ -303,7 +300,7 @@ def ablations(
     """
     from crysxpp_mm.benchmarks.ablations import run_ablations
 
-    run_ablations(data, graphs=graphs, out=out, seeds=range(seeds), say=typer.echo)
+    run_ablations(_place(data, out, graphs), seeds=range(seeds))
 
 
 @app.command()
@@ -323,4 +320,4 @@ def explanations(
     """
     from crysxpp_mm.benchmarks.explanations import run_explanations
 
-    run_explanations(data, graphs=graphs, out=out, say=typer.echo)
+    run_explanations(_place(data, out, graphs))

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,8 +21,11 @@ from crysxpp_mm.errors import DataError, SettingsError, StructureError, Structur
 if TYPE_CHECKING:
     import pandas as pd
 
-    from crysxpp_mm.data.sources import StructureLike, StructureSource
+    from crysxpp_mm.data.sources import StructureSource
     from crysxpp_mm.explain import Contributions
+
+    Explanation = tuple[pd.DataFrame, Contributions | None]
+    Explained = tuple[str, pd.DataFrame, Contributions | None]
 
 WEIGHTS, CONTRIBUTIONS = "weights", "contributions"
 """Names of the tables, and of the pictures behind the crystal's."""
@@ -67,82 +70,88 @@ def explain(
       crysxpp explain perovskite.cif --model model.json.gz --contributions
       crysxpp explain table.csv --column cif --model model.json.gz --plots 3 --out why
     """
-    if out.exists() and not out.is_dir():
-        raise SettingsError(f"--out {out} is a file; give a folder to write into.")
-    check_writable(out / LEFT_OUT)
+    _check_folder(out)
     if target is not None and not contributions:
         raise SettingsError("--target goes with --contributions; the weights are of all targets.")
-    import pandas as pd
-    from tqdm.auto import tqdm
-
     from crysxpp_mm.data.sources import open_structures
-    from crysxpp_mm.explain import plot_contributions, plot_explanation
 
-    estimator = load_predictor(model)
+    estimator = load_predictor(model, can="explain")
     _ = estimator.feature_weights_  # an error at once where there is no selector
     found, column = find_source(source, column, data_home)
     entries = open_structures(found, column=column)
-    weights: list[pd.DataFrame] = []
-    parts: list[pd.DataFrame] = []
-    shown: list[tuple[str, pd.DataFrame, Contributions | None]] = []
-    errors: dict[str, str] = {}
-    for name, structure in tqdm(_structures(entries, errors), total=len(entries), desc="crystals"):
-        try:
-            if structure is None:
-                raise StructureError(errors[name])
-            explanation = estimator.explain(structure)
-        except (StructureError, StructureTypeError) as error:
-            errors[name] = one_line(str(error))
-            if not ignore_errors:
-                raise DataError(
-                    f"{name}: {errors[name]} (--ignore-errors leaves such crystals out.)"
-                ) from error
+    explained, errors = [], {}
+    for name, parts, error in _explain_each(entries, estimator, target, contributions):
+        if parts is not None:
+            explained.append((name, *parts))
             continue
-        weights.append(_weights_table(name, explanation))
-        added = None
-        if contributions:
-            added = estimator.contributions(structure, target=target)
-            parts.append(_contributions_table(name, added))
-        if len(shown) < plots:
-            shown.append((name, explanation, added))
-    if not weights:
-        name, text = next(iter(errors.items()))
-        raise DataError(f"{entries.label}: nothing could be explained; {name}: {text}")
+        errors[name] = error
+        if not ignore_errors:
+            raise DataError(f"{name}: {error} (--ignore-errors leaves such crystals out.)")
+    if not explained:
+        name, error = next(iter(errors.items()))
+        raise DataError(f"{entries.label}: nothing could be explained; {name}: {error}")
     _remove_earlier(out)
-    tables = {WEIGHTS: weights, CONTRIBUTIONS: parts}
-    written = [kind for kind, rows in tables.items() if rows]
-    for kind in written:
-        write_table(pd.concat(tables[kind], ignore_index=True), out / f"{kind}.csv")
-    files = [f"{kind}.csv" for kind in written]
-    if errors:
-        files.append(LEFT_OUT)
-        left_out = {"crystal": list(errors), "reason": list(errors.values())}
-        write_table(pd.DataFrame(left_out), out / LEFT_OUT)
-    explained = "1 crystal explained" if len(weights) == 1 else f"{len(weights)} crystals explained"
-    typer.echo(f"{explained}, {len(errors)} left out." if errors else f"{explained}.")
+    files = _write_tables(out, explained, errors)
+    told = "1 crystal explained" if len(explained) == 1 else f"{len(explained)} crystals explained"
+    typer.echo(f"{told}, {len(errors)} left out." if errors else f"{told}.")
     print_errors(errors, LEFT_OUT)
-    pictures = _picture_names([name for name, _, _ in shown])
-    for picture, (_, explanation, added) in zip(pictures, shown, strict=True):
-        _save(plot_explanation(explanation), out / f"{picture}.{WEIGHTS}.png")
-        if added is not None:
-            _save(plot_contributions(added), out / f"{picture}.{CONTRIBUTIONS}.png")
-    typer.echo(f"Wrote to {out}: {', '.join(files)}, {len(shown) * len(written)} pictures.")
+    n_pictures = _draw(out, explained[:plots])
+    typer.echo(f"Wrote to {out}: {', '.join(files)}, {n_pictures} pictures.")
 
 
-def _structures(
-    entries: StructureSource, errors: dict[str, str]
-) -> Iterator[tuple[str, StructureLike | None]]:
-    """Each structure by its name; None, and an entry in ``errors``, for what is none."""
+def _check_folder(out: Path) -> None:
+    if out.exists() and not out.is_dir():
+        raise SettingsError(f"--out {out} is a file; give a folder to write into.")
+    check_writable(out / LEFT_OUT)
+
+
+def _explain_each(
+    entries: StructureSource, estimator: Any, target: str | None, contributions: bool
+) -> Iterator[tuple[str, Explanation | None, str]]:
+    """Each crystal by its name: its explanation, or None and the reason."""
+    from tqdm.auto import tqdm
+
     from crysxpp_mm.data.sources import parse
 
-    for payload in entries:
+    for payload in tqdm(entries, total=len(entries), desc="crystals"):
         try:
             structure = parse(payload)
-        except DataError as error:
-            errors[payload.name] = str(error).removeprefix(f"{payload.name}: ")
-            yield payload.name, None
-        else:
-            yield payload.name, structure
+            weights = estimator.explain(structure)
+        except (DataError, StructureError, StructureTypeError) as error:
+            yield payload.name, None, one_line(str(error).removeprefix(f"{payload.name}: "))
+            continue
+        added = estimator.contributions(structure, target=target) if contributions else None
+        yield payload.name, (weights, added), ""
+
+
+def _write_tables(
+    out: Path, explained: Sequence[Explained], errors: Mapping[str, str]
+) -> list[str]:
+    """Write the tables, and name them."""
+    import pandas as pd
+
+    weights = [_weights_table(name, table) for name, table, _ in explained]
+    parts = [_contributions_table(name, added) for name, _, added in explained if added is not None]
+    tables = {f"{WEIGHTS}.csv": weights, f"{CONTRIBUTIONS}.csv": parts}
+    if errors:
+        left_out = {"crystal": list(errors), "reason": list(errors.values())}
+        tables[LEFT_OUT] = [pd.DataFrame(left_out)]
+    written = [name for name, rows in tables.items() if rows]
+    for name in written:
+        write_table(pd.concat(tables[name], ignore_index=True), out / name)
+    return written
+
+
+def _draw(out: Path, shown: Sequence[Explained]) -> int:
+    """Draw a picture of the weights of each crystal, and of its contributions; count them."""
+    from crysxpp_mm.explain import plot_contributions, plot_explanation
+
+    pictures = _picture_names([name for name, _, _ in shown])
+    for picture, (_, weights, added) in zip(pictures, shown, strict=True):
+        _save(plot_explanation(weights), out / f"{picture}.{WEIGHTS}.png")
+        if added is not None:
+            _save(plot_contributions(added), out / f"{picture}.{CONTRIBUTIONS}.png")
+    return sum(1 if added is None else 2 for _, _, added in shown)
 
 
 def _save(axes: Any, path: Path) -> None:

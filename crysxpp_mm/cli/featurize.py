@@ -4,18 +4,14 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
-
-from crysxpp_mm.cli.inputs import find_source
-from crysxpp_mm.cli.messages import one_line, print_errors, reason
-from crysxpp_mm.cli.options import Column, DataHome, KeepErrors, Model, Parsers, Source
-from crysxpp_mm.cli.tables import OUTPUT_SUFFIXES, check_output, join_columns, write_table
-from crysxpp_mm.errors import DataError
+from crysxpp_mm.cli.inputs import Crystals, find_source
+from crysxpp_mm.cli.messages import reason
+from crysxpp_mm.cli.options import Column, DataHome, KeepErrors, Model, Parsers, Source, TableOut
+from crysxpp_mm.cli.rows import Block, compute_rows, write_rows
+from crysxpp_mm.cli.tables import check_output
 
 if TYPE_CHECKING:
     from crysxpp_mm.data.sources import Parsed
@@ -24,13 +20,7 @@ if TYPE_CHECKING:
 
 def featurize(
     source: Source,
-    out: Annotated[
-        Path,
-        typer.Option(
-            help=f"Table to write: {', '.join(OUTPUT_SUFFIXES)}. It keeps the other columns of a "
-            "table."
-        ),
-    ] = Path("columns.csv"),
+    out: TableOut = Path("columns.csv"),
     column: Column = None,
     model: Model = None,
     ignore_errors: KeepErrors = False,
@@ -47,10 +37,6 @@ def featurize(
       crysxpp featurize elastic_tensor_2015 --data-home matminer_data --out columns.csv
     """
     check_output(out)
-    import numpy as np
-    import pandas as pd
-    from tqdm.auto import tqdm
-
     from crysxpp_mm.data.sources import open_structures, parse_blocks
 
     found, column = find_source(source, column, data_home)
@@ -59,61 +45,43 @@ def featurize(
 
     featurizer = CrysAEFeaturizer(model=model) if model else CrysAEFeaturizer()
     labels = featurizer.feature_labels()
-    start = time.perf_counter()
-    rows: list[list[float]] = []
-    errors: list[str] = []
-    with tqdm(total=len(entries), desc="structures", unit="") as bar:
-        for block in parse_blocks(entries, num_workers=num_workers):
-            for name, row, error in _featurize_block(featurizer, block):
-                if error and not ignore_errors:
-                    raise DataError(
-                        f"{name}: {error} (--ignore-errors keeps its row, without numbers, and "
-                        "goes on.)"
-                    )
-                rows.append(row)
-                errors.append(error)
-                bar.update()
-    seconds = time.perf_counter() - start
-    failed = {name: error for name, error in zip(entries.names, errors, strict=True) if error}
-    if all(errors):
-        name, error = next(iter(failed.items()))
-        raise DataError(f"{entries.label}: no structure could be featurized; {name}: {error}")
-    table = join_columns(
-        entries.names,
-        entries.table,
-        pd.DataFrame(np.array(rows, dtype=np.float32), columns=pd.Index(labels)),
-        errors if ignore_errors else None,
-        label=entries.label,
+    crystals = Crystals(entries, label=entries.label, column=column)
+    rows = compute_rows(
+        (
+            _featurize_block(featurizer, block)
+            for block in parse_blocks(entries, num_workers=num_workers)
+        ),
+        crystals,
+        ignore_errors=ignore_errors,
+        unit="structures",
+        done="no structure could be featurized",
     )
-    write_table(table, out)
-    typer.echo(
-        f"{len(entries) - errors.count('')} of {len(entries)} structures failed."
-        if failed
-        else f"{len(entries)} structures featurized, none failed."
+    write_rows(
+        rows,
+        crystals,
+        out,
+        ignore_errors=ignore_errors,
+        unit="structures featurized",
+        what=f"{len(labels)} columns each ({labels[0]!r} ... {labels[-1]!r}), by "
+        f"{featurizer.model}",
     )
-    print_errors(failed, "the column 'error'")
-    typer.echo(
-        f"{len(labels)} columns each ({labels[0]!r} ... {labels[-1]!r}), by {featurizer.model}, "
-        f"in {seconds:.1f} s."
-    )
-    typer.echo(f"Wrote {out}: {len(table)} rows, {len(table.columns)} columns.")
-    if entries.table is not None and column not in entries.table:
-        typer.echo(f"The column {column!r} is not repeated in it.")
 
 
-def _featurize_block(
-    featurizer: CrysAEFeaturizer, block: Parsed
-) -> Iterator[tuple[str, list[float], str]]:
-    """The name of each structure, its numbers and, if they are NaN, the reason in one line."""
-    rows = iter(
-        featurizer.featurize_many(
-            block.structures, ignore_errors=True, return_errors=True, pbar=False
-        )
+def _featurize_block(featurizer: CrysAEFeaturizer, block: Parsed) -> Block:
+    """Featurize the structures of a block that were read."""
+    import numpy as np
+    import pandas as pd
+
+    found = featurizer.featurize_many(
+        block.structures, ignore_errors=True, return_errors=True, pbar=False
     )
-    width = len(featurizer.feature_labels())
-    for position, name in enumerate(block.names):
-        if position in block.errors:
-            yield name, [float("nan")] * width, one_line(block.errors[position])
-        else:
-            *numbers, text = next(rows)
-            yield name, numbers, reason(text) if isinstance(text, str) else ""
+    positions = [row for row in range(len(block.names)) if row not in block.errors]
+    errors = {
+        position: reason(row[-1])
+        for position, row in zip(positions, found, strict=True)
+        if isinstance(row[-1], str)
+    }
+    labels = featurizer.feature_labels()
+    numbers = np.array([row[:-1] for row in found], dtype=np.float32).reshape(-1, len(labels))
+    columns = pd.DataFrame(numbers, index=positions, columns=pd.Index(labels))
+    return Block(block.names, columns, {**block.errors, **errors})

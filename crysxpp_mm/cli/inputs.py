@@ -183,18 +183,17 @@ def read_labels(
 def _match(
     crystals: Crystals, targets: Sequence[str], path: Path, id_column: str | None
 ) -> pd.DataFrame:
+    """The rows of a table of labels, in the order of the crystals.
+
+    Raises:
+        DataError: there is no such table or column, an id or a name occurs twice, or nothing
+            matches.
+    """
     import pandas as pd
 
-    from crysxpp_mm.data.sources import bare_name, is_table, read_table
+    from crysxpp_mm.data.sources import bare_name
 
-    if not path.is_file() or not is_table(path):
-        raise DataError(f"{path}: there is no such CSV or JSON table.")
-    table = read_table(path, text=() if id_column is None else (id_column,))
-    if not isinstance(table, pd.DataFrame):
-        raise DataError(f"{path} holds one structure, not a table of labels.")
-    if id_column is None:
-        id_column = str(table.columns[0])
-        table = pd.DataFrame(read_table(path, text=(id_column,)))
+    table, id_column = _read_label_table(path, id_column)
     _require_columns(table, [id_column, *targets], str(path))
     table = table[table[id_column].notna()]
     table = table.assign(**{id_column: table[id_column].astype(str)})
@@ -214,16 +213,33 @@ def _match(
             f"no name of a file in {crystals.label}, such as {names[0]!r}, is an id in "
             f"{id_column!r} of {path}."
         )
-    for what, left in (
-        (f"crystals of {crystals.label} have no row in {path}", alone),
-        (f"rows of {path} have no crystal in {crystals.label}", absent),
-    ):
-        if len(left):
-            shown = ", ".join(left[:3]) + (", ..." if len(left) > 3 else "")
-            typer.echo(f"{len(left)} {what} ({shown}).")
-    return (
-        table.set_index(id_column, drop=False)[list(targets)].reindex(names).reset_index(drop=True)
-    )
+    _tell_unmatched(f"crystals of {crystals.label} have no row in {path}", list(alone))
+    _tell_unmatched(f"rows of {path} have no crystal in {crystals.label}", list(absent))
+    matched = table.set_index(id_column, drop=False)[list(targets)].reindex(names)
+    return matched.reset_index(drop=True)
+
+
+def _read_label_table(path: Path, id_column: str | None) -> tuple[pd.DataFrame, str]:
+    """A table with its ids as text, and the name of their column, the first if not given."""
+    import pandas as pd
+
+    from crysxpp_mm.data.sources import is_table, read_table
+
+    if not path.is_file() or not is_table(path):
+        raise DataError(f"{path}: there is no such CSV or JSON table.")
+    table = read_table(path, text=() if id_column is None else (id_column,))
+    if not isinstance(table, pd.DataFrame):
+        raise DataError(f"{path} holds one structure, not a table of labels.")
+    if id_column is not None:
+        return table, id_column
+    id_column = str(table.columns[0])
+    return pd.DataFrame(read_table(path, text=(id_column,))), id_column
+
+
+def _tell_unmatched(what: str, left: Sequence[str]) -> None:
+    if left:
+        shown = ", ".join(left[:3]) + (", ..." if len(left) > 3 else "")
+        typer.echo(f"{len(left)} {what} ({shown}).")
 
 
 def _require_columns(table: pd.DataFrame, names: Sequence[str], label: str) -> None:

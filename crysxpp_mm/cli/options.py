@@ -23,7 +23,7 @@ Source = Annotated[
         show_default=False,
     ),
 ]
-Crystals = Annotated[
+CrystalSource = Annotated[
     str,
     typer.Argument(
         metavar="SOURCE",
@@ -64,6 +64,120 @@ KeepErrors = Annotated[
         help="Keep what fails as a row without numbers, with the reason in the column 'error'.",
     ),
 ]
+LeaveOut = Annotated[
+    bool, typer.Option("--ignore-errors", help="Leave out crystals that have no graph.")
+]
+TableOut = Annotated[
+    Path,
+    typer.Option(
+        help="Table to write: .csv, .csv.gz, .json.gz. It keeps the other columns of a table."
+    ),
+]
+Accelerator = Annotated[str, typer.Option(help="As Lightning takes it: auto, cpu, gpu.")]
+Devices = Annotated[int, typer.Option(min=1, help="How many of them.")]
+
+# crysxpp train.
+ModelOut = Annotated[Path, typer.Option(help="File of the model: .json.gz or .json.")]
+Targets = Annotated[
+    list[str],
+    typer.Option(
+        help="Column to learn; may be repeated for several properties at once.",
+        show_default=False,
+    ),
+]
+LabelTable = Annotated[
+    Path | None,
+    typer.Option(
+        help="CSV or JSON table of the labels of a folder, a zip or a graph store.",
+        show_default=False,
+    ),
+]
+IdColumn = Annotated[
+    str | None,
+    typer.Option(
+        help="Column of --labels with the names of the files, without suffix.  "
+        "[default: its first]",
+        show_default=False,
+    ),
+]
+Classify = Annotated[bool, typer.Option("--classify", help="The target is a class, not a number.")]
+Transforms = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Learn log10, log, log1p or sqrt of the target, or a nonnegative target, such as a "
+        "band gap; for one of several targets NAME=log10. May be repeated.",
+        show_default=False,
+    ),
+]
+Units = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Unit of the target, kept with the model; for one of several NAME=GPa. May be "
+        "repeated.",
+        show_default=False,
+    ),
+]
+Pretrained = Annotated[
+    str | None,
+    typer.Option(
+        help="Where the encoder starts: a shipped CrysAE by name, the file of a saved one, or none "
+        "for random weights.  [default: the shipped default]",
+        show_default=False,
+    ),
+]
+EstimatorSettings = Annotated[
+    Path | None,
+    typer.Option(
+        help="YAML or JSON file of settings of CrysXPPRegressor or CrysXPPClassifier that have no "
+        "option here, such as batch_size.",
+        show_default=False,
+    ),
+]
+MaxEpochs = Annotated[int, typer.Option(min=1, help="Epochs at most.")]
+Members = Annotated[
+    int, typer.Option(min=1, help="Networks of the ensemble; their mean is the prediction.")
+]
+Seed = Annotated[int, typer.Option(min=0, help="Of weights, splits and order.")]
+ValidationFraction = Annotated[
+    float,
+    typer.Option(
+        min=0,
+        max=0.9,
+        help="Share of the crystals that chooses the best epoch, if there are 200 or more.",
+    ),
+]
+TestFraction = Annotated[
+    float,
+    typer.Option(
+        min=0,
+        max=0.9,
+        help="Share of the crystals that is held out and read once, when the model is done.",
+    ),
+]
+Groups = Annotated[
+    str | None,
+    typer.Option(
+        help="Column of the table, such as the formula; crystals with equal entries stay together "
+        "when crystals are held out.",
+        show_default=False,
+    ),
+]
+CheckpointDir = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder for checkpoints; the same command goes on after an interruption.",
+        show_default=False,
+    ),
+]
+LeaveOutLabels = Annotated[
+    bool,
+    typer.Option(
+        "--ignore-errors",
+        help="Leave out crystals that have no graph and labels that the transform refuses.",
+    ),
+]
+
+# crysxpp benchmark.
 BenchmarkData = Annotated[
     Path | None,
     typer.Option(help="Folder of the data.  [default: what CRYSXPP_DATA names]"),
@@ -77,3 +191,4 @@ BenchmarkGraphs = Annotated[
         show_default=False,
     ),
 ]
+BenchmarkSeeds = Annotated[int, typer.Option(min=1, help="Seeds, from 0.")]

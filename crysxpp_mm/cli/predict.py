@@ -4,34 +4,37 @@
 
 from __future__ import annotations
 
-import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from crysxpp_mm.cli.inputs import open_crystals
-from crysxpp_mm.cli.messages import one_line, print_errors
-from crysxpp_mm.cli.options import Column, Crystals, DataHome, KeepErrors, Parsers, Predictor
-from crysxpp_mm.cli.tables import OUTPUT_SUFFIXES, check_output, join_columns, write_table
-from crysxpp_mm.errors import DataError, SettingsError
+from crysxpp_mm.cli.options import (
+    Column,
+    CrystalSource,
+    DataHome,
+    KeepErrors,
+    Parsers,
+    Predictor,
+    TableOut,
+)
+from crysxpp_mm.cli.rows import Block, compute_rows, write_rows
+from crysxpp_mm.cli.tables import check_output
+from crysxpp_mm.errors import SettingsError
 
 if TYPE_CHECKING:
-    import pandas as pd
+    from collections.abc import Callable
 
+    from crysxpp_mm.cli.inputs import GraphBlock
     from crysxpp_mm.graph.arrays import CrystalGraphs
 
 
 def predict(
-    source: Crystals,
+    source: CrystalSource,
     model: Predictor,
-    out: Annotated[
-        Path,
-        typer.Option(
-            help=f"Table to write: {', '.join(OUTPUT_SUFFIXES)}. It keeps the other columns of a "
-            "table."
-        ),
-    ] = Path("predictions.csv"),
+    out: TableOut = Path("predictions.csv"),
     column: Column = None,
     std: Annotated[
         bool,
@@ -66,73 +69,43 @@ def predict(
     check_output(out)
     if interval is not None and not 0 < interval < 1:
         raise SettingsError(f"--interval must lie between 0 and 1, got {interval:g}.")
-    import pandas as pd
-    from tqdm.auto import tqdm
-
     estimator = load_predictor(model)
-    if hasattr(estimator, "classes_") and (std or interval is not None):
-        raise SettingsError(f"{model} predicts classes; --std and --interval are for numbers.")
-    if std and len(estimator.members_) < 2:
-        raise SettingsError(
-            f"{model} is one network; --std needs an ensemble (crysxpp train --n-members 5)."
-        )
-    if interval is not None and estimator.calibration_ is None:
-        raise SettingsError(
-            f"{model} has no calibration crystals, which --interval needs: train it with more "
-            "labels, of which a share is held out (crysxpp train --validation-fraction)."
-        )
+    if hasattr(estimator, "classes_"):
+        if std or interval is not None:
+            raise SettingsError(f"{model} predicts classes; --std and --interval are for numbers.")
+        columns_of = partial(_classes, estimator)
+    else:
+        _check_numbers(estimator, model, std=std, interval=interval)
+        columns_of = partial(_numbers, estimator, std=std, interval=interval)
     crystals = open_crystals(source, column, data_home)
-    start = time.perf_counter()
-    parts: list[pd.DataFrame] = []
-    errors: list[str] = []
-    with tqdm(total=len(crystals), desc="crystals", unit="") as bar:
-        for block in crystals.graphs(estimator.converter_, num_workers=num_workers):
-            for position, error in block.errors.items():
-                if not ignore_errors:
-                    raise DataError(
-                        f"{block.names[position]}: {one_line(error)} (--ignore-errors keeps its "
-                        "row, without numbers, and goes on.)"
-                    )
-            errors += [one_line(block.errors.get(row, "")) for row in range(len(block.names))]
-            found = pd.DataFrame()
-            if block.rows:
-                found = _predictions(
-                    estimator, block.graphs, std=std, interval=interval, domain=domain
-                ).set_axis(block.rows)
-            parts.append(found.reindex(range(len(block.names))))
-            bar.update(len(block.names))
-    seconds = time.perf_counter() - start
-    failed = {name: error for name, error in zip(crystals.names, errors, strict=True) if error}
-    if all(errors):
-        name, error = next(iter(failed.items()))
-        raise DataError(f"{crystals.label}: nothing could be predicted; {name}: {error}")
-    columns = pd.concat(parts, ignore_index=True)
-    table = join_columns(
-        crystals.names,
-        crystals.table,
-        columns,
-        errors if ignore_errors else None,
-        label=crystals.label,
+    graphs = crystals.graphs(estimator.converter_, num_workers=num_workers)
+    rows = compute_rows(
+        (_predict_block(estimator, block, columns_of, domain=domain) for block in graphs),
+        crystals,
+        ignore_errors=ignore_errors,
+        unit="crystals",
+        done="nothing could be predicted",
     )
-    write_table(table, out)
-    typer.echo(
-        f"{len(failed)} of {len(crystals)} crystals failed."
-        if failed
-        else f"{len(crystals)} crystals predicted, none failed."
+    write_rows(
+        rows,
+        crystals,
+        out,
+        ignore_errors=ignore_errors,
+        unit="crystals predicted",
+        what=f"Columns: {', '.join(map(repr, rows.columns.columns))}",
     )
-    print_errors(failed, "the column 'error'")
-    typer.echo(f"Columns: {', '.join(map(repr, columns.columns))}, in {seconds:.1f} s.")
-    typer.echo(f"Wrote {out}: {len(table)} rows, {len(table.columns)} columns.")
-    if crystals.table is not None and crystals.column not in crystals.table:
-        typer.echo(f"The column {crystals.column!r} is not repeated in it.")
 
 
-def load_predictor(name: str) -> Any:
-    """A fitted estimator by the name or file of its model.
+def load_predictor(name: str, *, can: str = "predict") -> Any:
+    """Load a fitted estimator by the name or file of its model.
+
+    Args:
+        name: As typed.
+        can: Method that it must have.
 
     Raises:
-        UnknownModelError, ModelFileError: there is none, or it is damaged.
-        SettingsError: it is no predictor, or it has learned nothing.
+        UnknownModelError, ModelFileError: there is no such model, or it is damaged.
+        SettingsError: it lacks the method, or it has learned nothing.
     """
     from crysxpp_mm.model_zoo import load_model
 
@@ -144,44 +117,68 @@ def load_predictor(name: str) -> Any:
         )
     if not model.__sklearn_is_fitted__():
         raise SettingsError(f"{name} is a {kind} that has learned nothing yet.")
+    if not hasattr(model, can):
+        raise SettingsError(f"{name} is a {kind}, which cannot {can} its predictions.")
     return model
 
 
-def _predictions(
+def _check_numbers(estimator: Any, name: str, *, std: bool, interval: float | None) -> None:
+    """Raise if the model cannot give what is asked for."""
+    if std and len(estimator.members_) < 2:
+        raise SettingsError(
+            f"{name} is one network; --std needs an ensemble (crysxpp train --n-members 5)."
+        )
+    if interval is not None and estimator.calibration_ is None:
+        raise SettingsError(
+            f"{name} has no calibration crystals, which --interval needs: train it with more "
+            "labels, of which a share is held out (crysxpp train --validation-fraction)."
+        )
+
+
+def _predict_block(
     estimator: Any,
-    graphs: CrystalGraphs,
+    block: GraphBlock,
+    columns_of: Callable[[CrystalGraphs], dict[str, Any]],
     *,
-    std: bool,
-    interval: float | None,
     domain: bool,
-) -> pd.DataFrame:
-    """The columns of some crystals."""
-    import numpy as np
+) -> Block:
+    """Predict the crystals of a block that have a graph."""
     import pandas as pd
 
-    columns: dict[str, Any] = {}
-    if hasattr(estimator, "classes_"):
-        classes = estimator.predict(graphs).astype(object)  # whole numbers stay so beside gaps
-        columns[f"{estimator.target_names_[0]} predicted"] = classes
-        for name, values in zip(estimator.classes_, estimator.predict_proba(graphs).T, strict=True):
-            columns[f"probability of {name}"] = values
-    else:
-        predicted = estimator.predict(graphs, return_std=std)
-        values, spread = predicted if std else (predicted, None)
-        for number, name in enumerate(estimator.target_names_):
-            columns[f"{name} predicted"] = np.reshape(values, (len(graphs), -1))[:, number]
-            if spread is not None:
-                columns[f"{name} std"] = np.reshape(spread, (len(graphs), -1))[:, number]
-        if interval is not None:
-            columns |= _interval(estimator, graphs, interval)
-    table = pd.DataFrame(columns)
+    if not block.rows:
+        return Block(block.names, pd.DataFrame(), block.errors)
+    table = pd.DataFrame(columns_of(block.graphs))
     if domain:
-        table = pd.concat([table, estimator.domain(graphs).reset_index(drop=True)], axis=1)
-    return table
+        table = pd.concat([table, estimator.domain(block.graphs).reset_index(drop=True)], axis=1)
+    return Block(block.names, table.set_axis(block.rows), block.errors)
+
+
+def _classes(estimator: Any, graphs: CrystalGraphs) -> dict[str, Any]:
+    """Classes, and their probabilities."""
+    predicted = estimator.predict(graphs).astype(object)  # whole numbers stay so beside gaps
+    chances = zip(estimator.classes_, estimator.predict_proba(graphs).T, strict=True)
+    return {
+        f"{estimator.target_names_[0]} predicted": predicted,
+        **{f"probability of {name}": values for name, values in chances},
+    }
+
+
+def _numbers(
+    estimator: Any, graphs: CrystalGraphs, *, std: bool, interval: float | None
+) -> dict[str, Any]:
+    """Values, with their spread and interval if asked for."""
+    found = estimator.predict(graphs, return_std=std)
+    columns: dict[str, Any] = {}
+    blocks = [part.reshape(len(graphs), -1).T for part in (found if std else (found,))]
+    for name, *values in zip(estimator.target_names_, *blocks, strict=True):
+        columns |= dict(zip((f"{name} predicted", f"{name} std"), values, strict=False))
+    if interval is not None:
+        columns |= _interval(estimator, graphs, interval)
+    return columns
 
 
 def _interval(estimator: Any, graphs: CrystalGraphs, confidence: float) -> dict[str, Any]:
-    """The ends of the intervals, in the order of the targets."""
+    """Ends of the intervals, in the order of the targets."""
     table = estimator.predict_interval(graphs, confidence=confidence)
     names = estimator.target_names_
     return {

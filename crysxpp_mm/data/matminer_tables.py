@@ -7,7 +7,7 @@ import os
 import sys
 import warnings
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -65,20 +65,22 @@ def _download(name: str, path: Path, *, url: str) -> None:
     """Let matminer download a file; all of it or nothing is there afterwards."""
     from matminer.datasets import load_dataset
 
+    complete = False
     try:
-        # What matminer prints is no result. Its wrong-hash warning comes before a minute's wait.
+        # What matminer prints is not a result. Its wrong-hash warning comes before a minute's wait.
         with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
             warnings.filterwarnings("error", message=".*hash of downloaded file does not match.*")
             load_dataset(name, data_home=str(path.parent))
-    except BaseException as error:
-        path.unlink(missing_ok=True)
-        if not isinstance(error, Exception):
-            raise  # Ctrl-C
+        complete = True
+    except (OSError, ValueError, TypeError, LookupError, RuntimeError, Warning) as error:
         raise DataError(
             f"the data set {name!r} is not in {path.parent} and cannot be downloaded "
             f"({type(error).__name__}). Without a network: get {url} on another machine, save it "
             f"as {path}, and load it again (data_home or MATMINER_DATA names another folder)."
         ) from error
+    finally:
+        if not complete:  # after Ctrl-C as well
+            path.unlink(missing_ok=True)
 
 
 def structure_column(df: pd.DataFrame) -> str:
@@ -106,6 +108,32 @@ def structure_column(df: pd.DataFrame) -> str:
             f"several columns hold structures: {', '.join(map(repr, found))}; name one of them."
         )
     return str(found[0])
+
+
+def table_columns(
+    name: str,
+    target: str | Sequence[str],
+    *,
+    data_home: str | os.PathLike[str] | None = None,
+) -> tuple[pd.Series, pd.Series | pd.DataFrame]:
+    """Load the structures and one or several columns of one of matminer's data sets.
+
+    Args:
+        name: As ``load_table`` takes it.
+        target: Name of the column, or names of several.
+        data_home: As ``load_table`` takes it.
+
+    Raises:
+        DataError: as ``load_table``, or there is no such column.
+    """
+    table = load_table(name, data_home=data_home)
+    wanted = [target] if isinstance(target, str) else list(target)
+    if missing := [column for column in wanted if column not in table]:
+        raise DataError(
+            f"{name} has no column {missing[0]!r}; there are {', '.join(map(repr, table.columns))}."
+        )
+    labels = table[target] if isinstance(target, str) else table[wanted]
+    return table[structure_column(table)], labels
 
 
 def _is_structure(value: object) -> bool:

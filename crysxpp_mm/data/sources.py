@@ -9,19 +9,16 @@ import os
 import warnings
 import zipfile
 import zlib
-from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from concurrent.futures import Future
-from itertools import islice
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, NamedTuple, TypeAlias
 
 import pandas as pd
-from joblib.externals.loky import ProcessPoolExecutor
 from pymatgen.core import IStructure, Structure
 
-from crysxpp_mm.errors import DataError, SettingsError
+from crysxpp_mm.errors import DataError
 from crysxpp_mm.graph.converter import without_code
+from crysxpp_mm.parallel import cut, run_blocks
 
 StructureLike: TypeAlias = IStructure | Mapping[str, Any]
 """A Structure, or the dictionary that ``Structure.as_dict`` makes."""
@@ -203,7 +200,9 @@ class Parsed(NamedTuple):
     errors: dict[int, str]  # why the others could not, by position in ``names``
 
 
-def parse_blocks(payloads: Iterable[Payload], *, num_workers: int = 0) -> Iterator[Parsed]:
+def parse_blocks(
+    payloads: Iterable[Payload], *, num_workers: int = 0
+) -> Generator[Parsed, None, None]:
     """Parse structures, ``BLOCK`` at a time.
 
     Args:
@@ -212,30 +211,14 @@ def parse_blocks(payloads: Iterable[Payload], *, num_workers: int = 0) -> Iterat
             holds structures already.
 
     Raises:
-        SettingsError: ``num_workers`` is negative.
+        SettingsError: ``num_workers`` is not a whole number of at least 0.
     """
-    if num_workers < 0:
-        raise SettingsError(f"num_workers must be at least 0, got {num_workers}.")
-    return _parsed(iter(payloads), num_workers)
-
-
-def _parsed(payloads: Iterator[Payload], num_workers: int) -> Iterator[Parsed]:
-    pool = None
-    waiting: deque[Future[Parsed] | Parsed] = deque()
-    try:
-        while block := list(islice(payloads, BLOCK)):
-            if num_workers == 0 or not any(payload.fmt for payload in block):
-                waiting.append(_parse_block(block))
-            else:
-                pool = pool or ProcessPoolExecutor(num_workers)
-                waiting.append(pool.submit(_parse_block, block))
-            if len(waiting) > 2 * num_workers:
-                yield _done(waiting.popleft())
-        while waiting:
-            yield _done(waiting.popleft())
-    finally:
-        if pool is not None:
-            pool.shutdown(wait=True, kill_workers=True)
+    return run_blocks(
+        _parse_block,
+        cut(payloads, BLOCK),
+        num_workers=num_workers,
+        here=lambda block: not any(payload.fmt for payload in block),
+    )
 
 
 def _parse_block(payloads: list[Payload]) -> Parsed:
@@ -247,10 +230,6 @@ def _parse_block(payloads: list[Payload]) -> Parsed:
         except DataError as error:
             errors[position] = str(error).removeprefix(f"{payload.name}: ")
     return Parsed([payload.name for payload in payloads], structures, errors)
-
-
-def _done(block: Future[Parsed] | Parsed) -> Parsed:
-    return block if isinstance(block, Parsed) else block.result()
 
 
 def bare_name(name: str) -> str:

@@ -9,17 +9,14 @@ import struct
 import tempfile
 import zipfile
 import zlib
-from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import Future
+from contextlib import closing
 from dataclasses import dataclass, field
-from itertools import islice
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from joblib.externals.loky import ProcessPoolExecutor
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
@@ -27,6 +24,8 @@ from crysxpp_mm.data.sources import STRUCTURE, Payload, open_structures, parse
 from crysxpp_mm.errors import DataError, GraphStoreError, SettingsError
 from crysxpp_mm.graph.arrays import DTYPES, CrystalGraphs, offsets_from_counts
 from crysxpp_mm.graph.converter import CrystalGraphConverter
+from crysxpp_mm.parallel import cut, run_blocks
+from crysxpp_mm.settings import whole_number
 
 FORMAT = "crysxpp_mm graph store"
 FORMAT_VERSION = 1
@@ -185,10 +184,9 @@ def build_store(
     Raises:
         DataError: the source cannot be read, two crystals have one name, or a structure has no
             graph (its name begins the message).
-        SettingsError: ``num_workers`` is negative.
+        SettingsError: ``num_workers`` is not a whole number of at least 0.
     """
-    if num_workers < 0:
-        raise SettingsError(f"num_workers must be at least 0, got {num_workers}.")
+    whole_number("num_workers", num_workers, at_least=0)
     rule = converter or CrystalGraphConverter()
     entries = open_structures(source, column=column)
     _check_names(entries.names, entries.label)
@@ -197,8 +195,13 @@ def build_store(
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
         writer = _Writer(Path(scratch))
         errors: dict[str, str] = {}
-        with tqdm(total=len(entries), desc="graphs", unit="crystal", disable=not pbar) as bar:
-            for block in _blocks(iter(entries), rule, num_workers):
+        convert = partial(_convert, converter=rule)
+        blocks = run_blocks(convert, cut(entries, BLOCK), num_workers=num_workers)
+        with (
+            closing(blocks),
+            tqdm(total=len(entries), desc="graphs", unit="crystal", disable=not pbar) as bar,
+        ):
+            for block in blocks:
                 for name, error in block.errors.items():
                     if not ignore_errors:
                         raise DataError(
@@ -235,24 +238,6 @@ def _convert(payloads: list[Payload], converter: CrystalGraphConverter) -> _Bloc
     graphs, failed = converter.convert_each(structures)
     errors |= {names[row]: str(error) for row, error in failed.items()}
     return _Block([name for row, name in enumerate(names) if row not in failed], graphs, errors)
-
-
-def _blocks(
-    payloads: Iterator[Payload], converter: CrystalGraphConverter, num_workers: int
-) -> Iterator[_Block]:
-    """Converted blocks in order; a few more than there are workers are under way."""
-    if num_workers == 0:
-        while part := list(islice(payloads, BLOCK)):
-            yield _convert(part, converter)
-        return
-    with ProcessPoolExecutor(num_workers) as pool:
-        waiting: deque[Future[_Block]] = deque()
-        while part := list(islice(payloads, BLOCK)):
-            waiting.append(pool.submit(_convert, part, converter))
-            if len(waiting) > 2 * num_workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
 
 
 class _Writer:

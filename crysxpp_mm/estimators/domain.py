@@ -22,7 +22,7 @@ from torch import nn
 
 from crysxpp_mm.elements import MAX_ATOMIC_NUMBER
 from crysxpp_mm.errors import ModelFileError
-from crysxpp_mm.estimators.inputs import Crystals
+from crysxpp_mm.estimators.crystals import CrystalRows
 from crysxpp_mm.graph.arrays import CrystalGraphs
 from crysxpp_mm.serialization import load_weights, weights_to_dict
 
@@ -185,7 +185,7 @@ class TrainingDomain:
 
 
 def domain_table(
-    domain: TrainingDomain, embeddings: NDArray[np.float32], crystals: Crystals
+    domain: TrainingDomain, embeddings: NDArray[np.float32], crystals: CrystalRows
 ) -> pd.DataFrame:
     """How near crystals are to the training crystals, one row an input.
 

@@ -10,7 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from crysxpp_mm.errors import DataError
-from crysxpp_mm.estimators.inputs import Crystals
+from crysxpp_mm.estimators.crystals import CrystalRows
 
 MIN_VALIDATED = 200
 """With fewer labels none is held out to choose the best epoch.
@@ -20,7 +20,7 @@ a mean absolute error of 0.140 when all are learned from, 0.156 when ten choose 
 """
 
 
-def group_codes(groups: Any, crystals: Crystals, used: NDArray[np.int64]) -> NDArray[np.int64]:
+def group_codes(groups: Any, crystals: CrystalRows, used: NDArray[np.int64]) -> NDArray[np.int64]:
     """A number for the group of each used row.
 
     Raises:

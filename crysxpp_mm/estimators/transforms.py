@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from crysxpp_mm.errors import SettingsError
@@ -83,39 +85,46 @@ TRANSFORMS: dict[str, TargetTransform] = {
 """What ``transform`` may name."""
 
 
-def choose_transforms(
-    transform: str | Sequence[str | None] | Mapping[str, str | None] | None,
-    target_names: Sequence[str],
-) -> list[str | None]:
-    """The transform of each target by its name, None for none.
+def one_per_target(argument: str, value: Any, target_names: Sequence[str]) -> list[Any]:
+    """Spread an argument over the targets, None where it names nothing.
 
     Args:
-        transform: One for all targets, one for each in a sequence, or by name of the target.
+        argument: Its name, for messages.
+        value: One for all targets, one for each in a sequence, or by name of the target.
+        target_names: The targets.
+
+    Raises:
+        SettingsError: it is none of these, names no target, or has another number of entries.
+    """
+    if value is None or isinstance(value, str):
+        return [value] * len(target_names)
+    if isinstance(value, Mapping):
+        if unknown := [name for name in value if name not in target_names]:
+            raise SettingsError(
+                f"{argument} names the target {unknown[0]!r}; there are "
+                f"{', '.join(map(repr, target_names))}."
+            )
+        return [value.get(name) for name in target_names]
+    if not isinstance(value, Sequence | np.ndarray | pd.Series | pd.Index):
+        raise SettingsError(
+            f"{argument} must be a text, a sequence of texts, a dictionary or None, got {value!r}."
+        )
+    if len(value) != len(target_names):
+        raise SettingsError(f"{argument} has {len(value)} entries for {len(target_names)} targets.")
+    return list(value)
+
+
+def choose_transforms(transform: Any, target_names: Sequence[str]) -> list[str | None]:
+    """Choose the transform of each target by its name, None for none.
+
+    Args:
+        transform: As ``one_per_target`` takes it.
         target_names: The targets.
 
     Raises:
         SettingsError: there is no such transform, no such target, or their number differs.
     """
-    if transform is None or isinstance(transform, str):
-        chosen: list[str | None] = [transform] * len(target_names)
-    elif isinstance(transform, Mapping):
-        if unknown := [name for name in transform if name not in target_names]:
-            raise SettingsError(
-                f"transform names the target {unknown[0]!r}; there are "
-                f"{', '.join(map(repr, target_names))}."
-            )
-        chosen = [transform.get(name) for name in target_names]
-    elif isinstance(transform, Sequence):
-        chosen = list(transform)
-        if len(chosen) != len(target_names):
-            raise SettingsError(
-                f"transform has {len(chosen)} entries for {len(target_names)} targets."
-            )
-    else:
-        raise SettingsError(
-            f"transform must be a name, a sequence of names, a dictionary or None, "
-            f"got {transform!r}."
-        )
+    chosen = one_per_target("transform", transform, target_names)
     for name in chosen:
         if name is not None and (not isinstance(name, str) or name not in TRANSFORMS):
             raise SettingsError(
@@ -125,5 +134,5 @@ def choose_transforms(
 
 
 def get_transform(name: str | None) -> TargetTransform:
-    """The transform of a name that ``choose_transforms`` has passed."""
+    """Return the transform of a name that ``choose_transforms`` has passed."""
     return IDENTITY if name is None else TRANSFORMS[name]

@@ -1,13 +1,7 @@
-"""Why a prediction is what it is: weights of the selector, contributions, plots."""
+"""Reasons of a prediction: weights of the selector, contributions."""
 
+from crysxpp_mm.deprecation import moved_names
 from crysxpp_mm.explain.gradients import ELEMENT, Contributions, contributions
-from crysxpp_mm.explain.plots import (
-    plot_contributions,
-    plot_explanation,
-    plot_learning_curve,
-    plot_parity,
-    plot_sparsity_path,
-)
 from crysxpp_mm.explain.weights import (
     SparsityPath,
     explain,
@@ -23,11 +17,9 @@ __all__ = [
     "contributions",
     "explain",
     "feature_weights",
-    "plot_contributions",
-    "plot_explanation",
-    "plot_learning_curve",
-    "plot_parity",
-    "plot_sparsity_path",
     "selector_weights",
     "sparsity_path",
 ]
+
+_PLOTS = "plot_contributions plot_explanation plot_learning_curve plot_parity plot_sparsity_path"
+__getattr__ = moved_names(__name__, dict.fromkeys(_PLOTS.split(), "crysxpp_mm.plots"))

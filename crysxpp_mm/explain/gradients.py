@@ -1,4 +1,4 @@
-"""What each property of each site adds to a prediction."""
+"""Contributions of each property of each site to a prediction."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ import torch
 from pymatgen.core import Element
 from torch import Tensor
 
+from crysxpp_mm.compute import one_torch_thread
 from crysxpp_mm.elements import PROPERTIES
 from crysxpp_mm.graph.arrays import CrystalGraphs
 from crysxpp_mm.graph.batch import ATOM_FEATURES, DISTANCE, ELEMENT_FRACTIONS, WEIGHT
 from crysxpp_mm.models.crysxpp import CrysXPP
-from crysxpp_mm.training.config import whole_number
+from crysxpp_mm.settings import whole_number
 
 ELEMENT = "element"
 """Name of the part of the element channel among the properties."""
@@ -33,7 +34,7 @@ SHOWN_SITES = 12
 
 @dataclass(frozen=True)
 class Contributions:
-    """What each property of each site adds to a prediction.
+    """Contributions of each property of each site to a prediction.
 
     Attributes:
         table: One row a site (index: ``site``, ``species``), one column a property.
@@ -61,11 +62,11 @@ class Contributions:
 
     @property
     def gap(self) -> float:
-        """How far the contributions miss ``prediction - baseline``; more points make it smaller."""
+        """Contributions less ``prediction - baseline``; more points of the quadrature shrink it."""
         return float(self.table.to_numpy().sum() - (self.prediction - self.baseline))
 
     def _repr_html_(self) -> str:
-        """A table for notebooks: what each site, or each kind of site, and property adds.
+        """A table for notebooks: contributions of each site, or each kind of site.
 
         Crystals of many sites are summed by what sits on the sites.
         """
@@ -94,6 +95,7 @@ class Contributions:
         )
 
 
+@one_torch_thread()
 def contributions(
     members: Sequence[CrysXPP],
     structure: Any,
@@ -122,7 +124,7 @@ def contributions(
 
     Raises:
         SettingsError: ``n_points`` is no whole number of at least 1.
-        StructureTypeError, UnknownElementError, StructureError: it is no crystal.
+        StructureTypeError, UnknownElementError, StructureError: not a crystal.
     """
     points = POINTS if n_points is None else (whole_number("n_points", n_points, at_least=1),)
     graphs = members[0].converter.convert(structure)
@@ -151,7 +153,7 @@ def contributions(
 
 
 class _Part(NamedTuple):
-    """What one network says."""
+    """Contributions to the prediction of one network."""
 
     table: pd.DataFrame
     prediction: float
@@ -194,7 +196,7 @@ def _integrate(model: CrysXPP, graphs: CrystalGraphs, output: int, n_points: int
 
 
 def _species_texts(graphs: CrystalGraphs) -> list[str]:
-    """What sits on each site, such as ``"Cu"`` or ``"Cu0.5 Zn0.5"``."""
+    """Species on each site, such as ``"Cu"`` or ``"Cu0.5 Zn0.5"``."""
     texts: list[list[str]] = [[] for _ in range(int(graphs.n_atoms[0]))]
     entries = zip(
         graphs.species_sites.tolist(),

@@ -1,4 +1,4 @@
-"""What the feature selector says: weights of properties, and how they thin out."""
+"""Weights of the feature selector: by property, and as they thin out."""
 
 # ruff: noqa: N803 (X is the name that scikit-learn gives)
 from __future__ import annotations
@@ -12,6 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from pymatgen.core import Element
 
+from crysxpp_mm.compute import one_torch_thread
 from crysxpp_mm.elements import PROPERTIES, column_names, describe_column, feature_table
 from crysxpp_mm.errors import NoSelectorError, SettingsError
 from crysxpp_mm.models.crysxpp import CrysXPP
@@ -46,6 +47,7 @@ def feature_weights(members: Sequence[CrysXPP]) -> pd.DataFrame:
     return pd.DataFrame(rows).assign(weight=selector_weights(members))
 
 
+@one_torch_thread()
 def explain(members: Sequence[CrysXPP], structure: Any) -> pd.DataFrame:
     """The selector's weights that a crystal switches on (Das et al. 2022, Figs. 4-6).
 
@@ -59,7 +61,7 @@ def explain(members: Sequence[CrysXPP], structure: Any) -> pd.DataFrame:
 
     Raises:
         NoSelectorError: the model has no selector.
-        StructureTypeError, UnknownElementError, StructureError: it is no crystal.
+        StructureTypeError, UnknownElementError, StructureError: not a crystal.
     """
     weights = selector_weights(members)
     graphs = members[0].converter.convert(structure)
@@ -80,7 +82,7 @@ def explain(members: Sequence[CrysXPP], structure: Any) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class SparsityPath:
-    """How the selector thins out as the L1 term of Eq. 10 grows.
+    """The selector as it thins out while the L1 term of Eq. 10 grows.
 
     Attributes:
         weights: One row a value of lambda_1, one column a column of the node features.

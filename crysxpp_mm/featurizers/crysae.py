@@ -1,9 +1,11 @@
-"""Learned features of crystals: what CrysAE's encoder makes of them."""
+"""Learned features of crystals, from the encoder of CrysAE."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
+from numbers import Integral
 from typing import Any, Self, overload
 
 import numpy as np
@@ -12,8 +14,8 @@ from numpy.typing import NDArray
 from pymatgen.core import IStructure
 from torch import Tensor
 
-from crysxpp_mm.errors import SettingsError
-from crysxpp_mm.featurizers.base import BatchedFeaturizer
+from crysxpp_mm.errors import SettingsError, StructureTypeError
+from crysxpp_mm.featurizers.base import BatchedFeaturizer, Compute, raise_again
 from crysxpp_mm.graph.backend import Graph
 from crysxpp_mm.models.crysae import CrysAE
 from crysxpp_mm.models.pooling import MOMENTS, pool
@@ -81,6 +83,12 @@ class CrysAEFeaturizer(BatchedFeaturizer):
           their embedding after the given layer. Layer 0 sees the atom's own element, layer n
           atoms up to n bonds away. Channels are learned and have no name. The default model has
           4 layers x 3 moments x 64 channels = 768 columns.
+
+    Example:
+        >>> from pymatgen.core import Lattice, Structure
+        >>> salt = Structure(Lattice.cubic(2.8), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
+        >>> len(CrysAEFeaturizer().featurize(salt))
+        768
     """
 
     def __init__(
@@ -141,7 +149,7 @@ class CrysAEFeaturizer(BatchedFeaturizer):
         return [CRYSXPP_CITATION, CGCNN_CITATION]
 
     def implementors(self) -> list[str]:
-        """Who wrote this featurizer."""
+        """Authors of this featurizer."""
         return ["crysxpp_mm developers"]
 
     def structure_embedding(self, structure: IStructure | Mapping[str, Any]) -> NDArray[np.float32]:
@@ -207,6 +215,28 @@ class CrysAEFeaturizer(BatchedFeaturizer):
             return self._embed_one(structures, self._sites)
         return self._embed_each(structures, self._sites)
 
+    def _embed_each(self, structures: Iterable[object], compute: Compute) -> list[NDArray[Any]]:
+        """Apply ``compute`` to each structure.
+
+        Raises:
+            StructureTypeError: one structure was given in place of several.
+            Exception: the error of the first structure that fails; the message begins with its
+                position.
+        """
+        if isinstance(structures, IStructure | Mapping):
+            raise StructureTypeError(
+                f"expected several structures, got one {type(structures).__name__}; "
+                "put it into a list."
+            )
+        arrays: list[NDArray[Any]] = []
+        with closing(self._stream(list(structures), compute, {})) as rows:
+            for batch in rows:
+                if batch.errors:
+                    first = min(batch.errors)
+                    raise_again(batch.errors[first], f"structure {first}: ")
+                arrays.extend(batch.values[position] for position in sorted(batch.values))
+        return arrays
+
     def _check_settings(self) -> None:
         super()._check_settings()
         moments = [self.moments] if isinstance(self.moments, str) else list(self.moments)
@@ -236,9 +266,7 @@ class CrysAEFeaturizer(BatchedFeaturizer):
         if isinstance(self.layers, str) and self.layers == "all":
             return list(range(n_layers))
         layers: list[Any] = list(self.layers) if isinstance(self.layers, Iterable) else []
-        if not layers or not all(
-            isinstance(layer, int | np.integer) and not isinstance(layer, bool) for layer in layers
-        ):
+        if not layers or not all(map(_is_whole, layers)):
             raise SettingsError(
                 f"layers must be 'all' or a sequence of whole numbers, got {self.layers!r}."
             )
@@ -264,3 +292,7 @@ class CrysAEFeaturizer(BatchedFeaturizer):
         sites = torch.cat(self._layers(model, graph), dim=1).cpu().numpy()
         counts = graph.batch_num_nodes().cpu().numpy()
         return np.split(sites, np.cumsum(counts)[:-1])
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)

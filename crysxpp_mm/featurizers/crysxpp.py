@@ -1,4 +1,4 @@
-"""Predicted properties as columns: what shipped and saved CrysXPP models say of crystals."""
+"""Predicted properties as columns, from shipped and saved CrysXPP models."""
 
 from __future__ import annotations
 
@@ -69,13 +69,17 @@ class CrysXPPFeaturizer(BatchedFeaturizer):
     Features:
         - CrysXPP {target} ({unit}): predicted value; without a unit if the model names none.
         - CrysXPP {target} std ({unit}): standard deviation over the members, only of models that
-          are ensembles. It tells easy crystals from hard ones; it is no error bar.
+          are ensembles. It tells easy crystals from hard ones; it is not an error bar.
         - CrysXPP P({class}): probability of a class, one column for each; of classes that are
           numbers or booleans, CrysXPP P({target}={class}).
 
         Where two models have a column of one label, both labels end in the model's name, as in
         CrysXPP K_VRH (GPa) [my-model]; of a file it is the file's name, of ``model.json.gz`` the
         folder's.
+
+    Example:
+        >>> CrysXPPFeaturizer("crysxpp-bulk-modulus").feature_labels()
+        ['CrysXPP K_VRH (GPa)', 'CrysXPP K_VRH std (GPa)']
     """
 
     def __init__(
@@ -140,7 +144,7 @@ class CrysXPPFeaturizer(BatchedFeaturizer):
         return list(dict.fromkeys(found))
 
     def implementors(self) -> list[str]:
-        """Who wrote this featurizer."""
+        """Authors of this featurizer."""
         return ["crysxpp_mm developers"]
 
     def __sklearn_clone__(self) -> Self:
@@ -152,7 +156,7 @@ class CrysXPPFeaturizer(BatchedFeaturizer):
         """The models as they were given, in a list.
 
         Raises:
-            SettingsError: there is none.
+            SettingsError: the list is empty.
             UnknownModelError: all shipped ones are wanted, and the installation ships none.
         """
         if self.models is None:
@@ -169,9 +173,6 @@ class CrysXPPFeaturizer(BatchedFeaturizer):
             return self._ready(source)
         self._check_model(source)
         return source
-
-    def _check_settings(self) -> None:
-        super()._check_settings()
 
     def _check_model(self, model: object) -> None:
         if not is_predictor(model):
@@ -240,7 +241,7 @@ def _is_ensemble(estimator: Any) -> bool:
 
 
 def _name(source: Any) -> str:
-    """How a model is called."""
+    """Name of a model."""
     if not isinstance(source, str | os.PathLike):
         return type(source).__name__
     path = Path(source)

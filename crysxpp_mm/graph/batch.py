@@ -10,7 +10,7 @@ from torch import Tensor
 from crysxpp_mm.elements import MAX_ATOMIC_NUMBER, N_FEATURES, feature_table
 from crysxpp_mm.errors import GraphError, SettingsError
 from crysxpp_mm.graph.arrays import CrystalGraphs
-from crysxpp_mm.graph.backend import Backend, Graph, TorchGraph, build_graph
+from crysxpp_mm.graph.backend import Backend, Graph, build_graph, move_graph
 
 ATOM_FEATURES = "atom_features"
 """ndata, float32 ``(n_atoms, 92)``: the columns of Table 1, weighted by occupancy."""
@@ -34,7 +34,7 @@ def make_batch(
     Args:
         graphs: The crystals, in the order of the batch.
         device: Where the tensors go; the CPU if None.
-        backend: ``"dgl"``, ``"torch"``, or ``"auto"`` for DGL where it is installed.
+        backend: ``"dgl"``, ``"torch"``, or ``"auto"`` for DGL where it can be imported.
         element_fractions: Whether to add the field of the element channel.
 
     Returns:
@@ -61,7 +61,7 @@ def make_batch(
         graph.ndata[ELEMENT_FRACTIONS] = torch.from_numpy(_mix(graphs, identity, MAX_ATOMIC_NUMBER))
     graph.edata[DISTANCE] = torch.from_numpy(np.array(graphs.distances))
     graph.edata[WEIGHT] = torch.from_numpy(np.array(graphs.weights))
-    return graph if device is None else _move(graph, device)
+    return graph if device is None else move_graph(graph, device)
 
 
 def _mix(graphs: CrystalGraphs, table: NDArray[np.float32], width: int) -> NDArray[np.float32]:
@@ -76,20 +76,6 @@ def _mix(graphs: CrystalGraphs, table: NDArray[np.float32], width: int) -> NDArr
     mixed = np.zeros((total, width), dtype=np.float32)
     np.add.at(mixed, sites, rows * graphs.occupancies[:, None])
     return mixed
-
-
-def _move(graph: Graph, device: str | torch.device) -> Graph:
-    """The graph on ``device``; as plain tensors where DGL was built without CUDA."""
-    if isinstance(graph, TorchGraph) or torch.device(device).type == "cpu":
-        return graph.to(device)
-    plain = TorchGraph(
-        *graph.edges(),
-        batch_num_nodes=graph.batch_num_nodes(),
-        batch_num_edges=graph.batch_num_edges(),
-    )
-    plain.ndata = dict(graph.ndata)
-    plain.edata = dict(graph.edata)
-    return plain.to(device)
 
 
 def check_graph(graph: Graph, *, element_fractions: bool = False) -> None:

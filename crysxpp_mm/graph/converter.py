@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -94,7 +94,7 @@ class CrystalGraphConverter(MSONable):
             StructureError: no sites, numbers that are not finite, a cell without volume, or two
                 sites in one place.
         """
-        crystal = read_structure(structure)
+        crystal = read_crystal(structure)
         return self._assemble([crystal], [self._neighbors(crystal)])
 
     def convert_many(self, structures: Iterable[IStructure | Mapping[str, Any]]) -> CrystalGraphs:
@@ -122,7 +122,7 @@ class CrystalGraphConverter(MSONable):
         errors: dict[int, Exception] = {}
         for position, structure in enumerate(structures):
             try:
-                crystal = read_structure(structure)
+                crystal = read_crystal(structure)
                 pairs.append(self._neighbors(crystal))
                 crystals.append(crystal)
             except (StructureError, StructureTypeError) as error:
@@ -151,6 +151,24 @@ class CrystalGraphConverter(MSONable):
         single = isinstance(structures, IStructure | Mapping)
         graphs = self.convert(structures) if single else self.convert_many(structures)  # type: ignore[arg-type]
         return make_batch(graphs, device=device, backend="dgl")
+
+    def build(self, crystals: Sequence[Crystal]) -> tuple[CrystalGraphs, dict[int, Exception]]:
+        """The graphs of those crystals that have one, and why the others have none.
+
+        Args:
+            crystals: What :func:`read_crystal` takes out of structures.
+
+        Returns:
+            The graphs, in order, and the error of each remaining crystal by its position.
+        """
+        pairs: dict[int, NeighborPairs] = {}
+        errors: dict[int, Exception] = {}
+        for position, crystal in enumerate(crystals):
+            try:
+                pairs[position] = self._neighbors(crystal)
+            except StructureError as error:
+                errors[position] = error
+        return self._assemble([crystals[row] for row in pairs], list(pairs.values())), errors
 
     def _neighbors(self, crystal: Crystal) -> NeighborPairs:
         pairs = nearest_neighbors(
@@ -216,7 +234,7 @@ class CrystalGraphConverter(MSONable):
         )
 
 
-def read_structure(structure: IStructure | Mapping[str, Any]) -> Crystal:
+def read_crystal(structure: IStructure | Mapping[str, Any]) -> Crystal:
     """Check a structure and take out what a graph needs."""
     if isinstance(structure, Mapping) and not isinstance(structure, Composition):
         structure = _from_dict(structure)

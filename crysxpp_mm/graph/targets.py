@@ -21,7 +21,7 @@ from pymatgen.core import Element, IStructure
 from crysxpp_mm.elements import MAX_ATOMIC_NUMBER
 from crysxpp_mm.errors import MissingDependencyError, SettingsError
 from crysxpp_mm.graph.arrays import offsets_from_counts
-from crysxpp_mm.graph.converter import Crystal, read_structure
+from crysxpp_mm.graph.converter import Crystal, read_crystal
 from crysxpp_mm.graph.neighbors import SAME_PLACE, volume_and_heights
 
 Array = NDArray[np.float64]
@@ -142,7 +142,7 @@ def surroundings(structure: IStructure | Mapping[str, Any]) -> Surroundings:
         StructureTypeError, UnknownElementError, StructureError: as
             ``CrystalGraphConverter.convert``.
     """
-    crystal = read_structure(structure)
+    crystal = read_crystal(structure)
     loops = compiled_loops()
     volume, heights = volume_and_heights(crystal.lattice)
     reach = [

@@ -1,4 +1,4 @@
-"""What CrysAE and CrysXPP share: a graph rule, an encoder, and being data."""
+"""The base of all models: a graph rule, weights that belong to it, and one document for both."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any, Self
 import torch
 from torch import nn
 
+from crysxpp_mm.compute import cpu_by_default
 from crysxpp_mm.errors import ModelFileError
 from crysxpp_mm.graph.arrays import CrystalGraphs
 from crysxpp_mm.graph.backend import Backend, Graph
 from crysxpp_mm.graph.batch import make_batch
 from crysxpp_mm.graph.converter import CrystalGraphConverter
 from crysxpp_mm.html import facts_table
-from crysxpp_mm.models.encoder import CrystalGraphEncoder
 from crysxpp_mm.serialization import (
     FORMAT_VERSION,
     SavedDocument,
@@ -25,14 +25,12 @@ from crysxpp_mm.serialization import (
     reading_model,
     weights_to_dict,
 )
-from crysxpp_mm.compute import cpu_by_default
 from crysxpp_mm.version import __version__
 
 
 class CrystalGraphModel(nn.Module, SavedDocument):
-    """A network with an encoder and the graph rule that its weights belong to."""
+    """A network and the graph rule that its weights belong to."""
 
-    encoder: CrystalGraphEncoder
     metadata: dict[str, Any]
     _converter: CrystalGraphConverter
 
@@ -41,11 +39,16 @@ class CrystalGraphModel(nn.Module, SavedDocument):
     def settings(self) -> dict[str, Any]:
         """Sizes and switches, as the constructor takes them."""
 
+    @property
+    def reads_elements(self) -> bool:
+        """True for a model that reads which elements sit on a site, beside their features."""
+        return False
+
     @classmethod
     def random(cls, *, seed: int = 0, **settings: Any) -> Self:
-        """An untrained model with the weights of ``seed``, in evaluation mode.
+        """Make an untrained model with the weights of ``seed``, in evaluation mode.
 
-        Its batch norms know no data.
+        Its batch norms have seen no data.
         """
         with torch.random.fork_rng(devices=[]), cpu_by_default():
             torch.manual_seed(seed)
@@ -62,23 +65,29 @@ class CrystalGraphModel(nn.Module, SavedDocument):
         graphs: CrystalGraphs,
         *,
         device: str | torch.device | None = None,
-        backend: Backend = "torch",
+        backend: Backend = "auto",
     ) -> Graph:
-        """The batched graph that this model reads, on its device if none is named."""
+        """Batch crystals as this model reads them.
+
+        Args:
+            graphs: The crystals.
+            device: Where the tensors go; the model's device if None.
+            backend: ``"dgl"``, ``"torch"``, or ``"auto"`` for DGL where it can be imported.
+        """
         return make_batch(
             graphs,
             device=device or self.device,
             backend=backend,
-            element_fractions=self.encoder.element_channel,
+            element_fractions=self.reads_elements,
         )
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
-        return self.encoder.embedding.weight.device
+        """Device of the weights."""
+        return next(self.parameters()).device
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: sizes, graph rule, and what the weights were made of."""
+        """Show a notebook the sizes, the graph rule, and where the weights come from."""
         facts = self.metadata
         rule = self.converter
         n_train = facts.get("n_train")
@@ -95,7 +104,7 @@ class CrystalGraphModel(nn.Module, SavedDocument):
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """The whole model as a JSON-ready dictionary."""
+        """Write the whole model as a JSON-ready dictionary."""
         return {
             "@module": type(self).__module__,
             "@class": type(self).__name__,

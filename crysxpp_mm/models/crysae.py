@@ -70,6 +70,11 @@ class CrysAE(CrystalGraphModel):
         self.target_head = TargetHead(hidden_dim=hidden_dim, targets=targets) if targets else None
         self.metadata: dict[str, Any] = dict(metadata or {})
 
+    @property
+    def reads_elements(self) -> bool:
+        """True with an element channel."""
+        return self.encoder.element_channel
+
     def calibrated(self, graphs: CrystalGraphs) -> Self:
         """Set the running statistics of the batch norms to those of ``graphs``; returns itself.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from typing import Any, Literal, Self
+from typing import Any, Literal, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -15,20 +15,46 @@ from crysxpp_mm.graph.arrays import CrystalGraphs
 from crysxpp_mm.graph.backend import Graph
 from crysxpp_mm.graph.batch import ATOM_FEATURES, atom_batches, check_graph
 from crysxpp_mm.graph.converter import CrystalGraphConverter
-from crysxpp_mm.layers.gcn import PlainGraphConv
-from crysxpp_mm.models.base import CrystalGraphModel
 from crysxpp_mm.models.crysae import CrysAE
-from crysxpp_mm.models.encoder import CrystalGraphEncoder
+from crysxpp_mm.models.encoder import CrystalGraphEncoder, PlainGraphEncoder
 from crysxpp_mm.models.pooling import MOMENTS, pool
+from crysxpp_mm.models.property import FitSettings, PropertyModel
+from crysxpp_mm.settings import one_of, whole_number
 
 EncoderKind = Literal["cgcnn", "gcn"]
 ENCODERS = ("cgcnn", "gcn")
 """Encoders of Table 7."""
 LAYERS = ("last", "all")
-"""Which layers the readout may see."""
+"""Layers that the readout may see."""
 Pooled = Literal["embeddings", "hidden"]
 POOLED = ("embeddings", "hidden")
-"""What is pooled over the sites for the readout."""
+"""What may be pooled over the sites for the readout."""
+PREPARATION_ATOMS = 16384
+"""Sites at most of the training crystals on which the readout measures its input."""
+
+
+class CrysXPPSettings(FitSettings, Protocol):
+    """Settings of a training that CrysXPP asks for."""
+
+    @property
+    def encoder_rate(self) -> float:
+        """Rate of the encoder, as a multiple of ``learning_rate``; 0 freezes it."""
+
+    @property
+    def selector_rate(self) -> float:
+        """Peak rate of the selector."""
+
+    @property
+    def sparsity(self) -> float:
+        """Weight lambda_1 of the L1 norm of the selector, Eq. 10."""
+
+    @property
+    def frozen_epochs(self) -> int:
+        """Epochs at the start in which the readout alone learns."""
+
+    @property
+    def element_start(self) -> float:
+        """Share of the epochs before the element channel learns and the selector rests."""
 
 
 class FeatureSelector(nn.Module):
@@ -39,18 +65,32 @@ class FeatureSelector(nn.Module):
         self.weight = nn.Parameter(torch.ones(N_FEATURES, dtype=torch.float32))
 
     def forward(self, features: Tensor) -> Tensor:
-        """Weighted columns, shape ``(n_atoms, 92)``, of ``features`` of that shape."""
+        """Weigh the columns of ``features``, shape ``(n_atoms, 92)``."""
         return features * self.weight
 
+    @torch.no_grad()
+    def shrink(self, optimizer: torch.optim.Optimizer, sparsity: float) -> None:
+        """Take the proximal step of ``sparsity * |zeta|_1``, in the metric of Adam's last step.
 
-class PlainGraphEncoder(CrystalGraphEncoder):
-    """The encoder with plain graph convolutions, which see no bond lengths (Table 7)."""
+        Adam divides the gradient g of a weight by a running root mean square, v. The proximal step
+        that belongs to it is the soft threshold ``zeta <- sign(zeta) max(|zeta| - t, 0)`` with
+        ``t = rate * sparsity / sqrt(v^2 + sparsity^2)``: a weight rests at exactly zero where the
+        error pulls on it with less than ``sparsity``, as Eq. 10 asks, and no step is longer than
+        ``rate``.
 
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(**settings)
-        self.convolutions = nn.ModuleList(
-            PlainGraphConv(hidden_dim=self.hidden_dim) for _ in range(self.n_convs)
-        )
+        Args:
+            optimizer: An Adam, one of whose groups holds the weight.
+            sparsity: Weight lambda_1 of the L1 norm.
+        """
+        weight, state = self.weight, optimizer.state[self.weight]
+        (group,) = [
+            group
+            for group in optimizer.param_groups
+            if any(parameter is weight for parameter in group["params"])
+        ]
+        squares = state["exp_avg_sq"] / (1 - group["betas"][1] ** state["step"])
+        threshold = group["lr"] * sparsity / torch.sqrt(squares + sparsity**2)
+        weight.copy_(weight.sign() * (weight.abs() - threshold).clamp(min=0))
 
 
 class Readout(nn.Module):
@@ -106,7 +146,7 @@ class Readout(nn.Module):
         return prediction
 
 
-class CrysXPP(CrystalGraphModel):
+class CrysXPP(PropertyModel[CrysXPPSettings]):
     """Predict properties of crystals (Das et al., npj Comput. Mater. 8, 43 (2022), Eqs. 8-9).
 
     The feature selector weighs the columns of the node features, the encoder embeds every atom,
@@ -133,9 +173,6 @@ class CrysXPP(CrystalGraphModel):
         SettingsError: an option has a value that makes no sense.
     """
 
-    target_mean: Tensor
-    target_scale: Tensor
-
     def __init__(
         self,
         *,
@@ -154,27 +191,18 @@ class CrysXPP(CrystalGraphModel):
         metadata: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        if encoder not in ENCODERS:
-            raise SettingsError(f"encoder must be 'cgcnn' or 'gcn', got {encoder!r}.")
-        if layers not in LAYERS:
-            raise SettingsError(f"layers must be 'last' or 'all', got {layers!r}.")
-        if pooled not in POOLED:
-            raise SettingsError(f"pooled must be 'embeddings' or 'hidden', got {pooled!r}.")
-        unknown = [moment for moment in moments if moment not in MOMENTS]
-        if isinstance(moments, str) or unknown or not len(moments):
-            raise SettingsError(
-                f"moments must be a sequence of {', '.join(map(repr, MOMENTS))}, got {moments!r}."
-            )
-        for name, value in (("readout_dim", readout_dim), ("n_targets", n_targets)):
-            if value < 1:
-                raise SettingsError(f"{name} must be at least 1, got {value}.")
+        one_of("encoder", encoder, ENCODERS)
+        one_of("layers", layers, LAYERS)
+        one_of("pooled", pooled, POOLED)
+        whole_number("readout_dim", readout_dim, at_least=1)
+        whole_number("n_targets", n_targets, at_least=1)
+        _check_moments(moments)
         self._converter = converter or CrystalGraphConverter()
         self.kind = encoder
         self.layers = layers
         self.moments = tuple(moments)
         self.pooled = pooled
         self.readout_dim = readout_dim
-        self.n_targets = n_targets
         self.selector = FeatureSelector() if selector else None
         make_encoder = CrystalGraphEncoder if encoder == "cgcnn" else PlainGraphEncoder
         self.encoder = make_encoder(
@@ -184,18 +212,26 @@ class CrysXPP(CrystalGraphModel):
             n_gaussians=n_gaussians,
             element_channel=element_channel,
         )
-        width = hidden_dim * (n_convs + 1 if layers == "all" else 1)
-        n_moments = len(self.moments)
-        hidden = pooled == "hidden"
+        of_sites = pooled == "hidden"
         self.readout = Readout(
-            input_dim=width if hidden else width * n_moments,
+            input_dim=self.n_columns // len(self.moments) if of_sites else self.n_columns,
             readout_dim=readout_dim,
             n_targets=n_targets,
-            n_moments=n_moments if hidden else None,
+            n_moments=len(self.moments) if of_sites else None,
         )
-        self.register_buffer("target_mean", torch.zeros(n_targets, dtype=torch.float64))
-        self.register_buffer("target_scale", torch.ones(n_targets, dtype=torch.float64))
+        self._register_targets(n_targets)
         self.metadata: dict[str, Any] = dict(metadata or {})
+
+    @property
+    def n_columns(self) -> int:
+        """Width of the pooled embedding: layers times moments times channels."""
+        n_layers = self.encoder.n_convs + 1 if self.layers == "all" else 1
+        return n_layers * len(self.moments) * self.encoder.hidden_dim
+
+    @property
+    def reads_elements(self) -> bool:
+        """True with an element channel."""
+        return self.encoder.element_channel
 
     @classmethod
     def from_autoencoder(
@@ -245,14 +281,11 @@ class CrysXPP(CrystalGraphModel):
         Raises:
             GraphError: the graph lacks a field.
         """
-        check_graph(graph, element_fractions=self.encoder.element_channel)
+        check_graph(graph, element_fractions=self.reads_elements)
         features = graph.ndata[ATOM_FEATURES]
         if self.selector is not None:
-            graph.ndata[ATOM_FEATURES] = self.selector(features)
-        try:
-            layers = self.encoder(graph)
-        finally:
-            graph.ndata[ATOM_FEATURES] = features
+            features = self.selector(features)
+        layers = self.encoder(graph, features)
         return list(layers if self.layers == "all" else layers[-1:])
 
     def embed(self, graph: Graph) -> Tensor:
@@ -300,26 +333,57 @@ class CrysXPP(CrystalGraphModel):
         prediction: Tensor = self.readout(pooled)
         return prediction
 
+    # How it learns.
+
     @torch.no_grad()
-    def predict(self, graphs: CrystalGraphs, *, batch_atoms: int = 4096) -> Tensor:
-        """The targets of many crystals, batch after batch.
+    def prepare(self, graphs: CrystalGraphs) -> None:
+        """Let the readout measure its input on crystals, as training will show it to them first.
 
-        Args:
-            graphs: Graphs of this model's converter.
-            batch_atoms: Sites that go through the network at once.
-
-        Returns:
-            Shape ``(n_graphs, n_targets)``, float64, on the CPU.
-
-        Raises:
-            SettingsError: the model is in training mode.
+        The batch norms use the statistics of these crystals and keep their own.
         """
-        if self.training:
-            raise SettingsError("the model is in training mode; call eval() before predicting.")
-        rows = [
-            self(self.make_graph(graphs.select(chosen)))
-            for chosen in atom_batches(graphs.n_atoms, batch_atoms)
-        ]
-        if not rows:
-            return torch.empty(0, self.n_targets, dtype=torch.float64, device="cpu")
-        return (torch.cat(rows).double() * self.target_scale + self.target_mean).cpu()
+        first = atom_batches(graphs.n_atoms, PREPARATION_ATOMS)[0]
+        before = {name: value.clone() for name, value in self.encoder.state_dict().items()}
+        self.train()
+        self.readout.calibrate(self.readout_input(self.make_graph(graphs.select(first))))
+        self.encoder.load_state_dict(before)
+
+    def parameter_groups(self, settings: CrysXPPSettings) -> list[dict[str, Any]]:
+        """Group the readout, the encoder at its own rate, and the selector without decay."""
+        rate = settings.learning_rate
+        groups: list[dict[str, Any]] = [{"params": list(self.readout.parameters()), "lr": rate}]
+        if settings.encoder_rate > 0:
+            encoder = list(self.encoder.parameters())
+            groups.append({"params": encoder, "lr": rate * settings.encoder_rate})
+        if self.selector is not None and settings.selector_rate > 0:
+            selector = list(self.selector.parameters())
+            groups.append({"params": selector, "lr": settings.selector_rate, "weight_decay": 0.0})
+        return groups
+
+    def at_epoch(self, epoch: int, settings: CrysXPPSettings, *, continuing: bool) -> None:
+        """Freeze or thaw what stands before the readout, as ``settings`` say."""
+        frozen = epoch < settings.frozen_epochs
+        fixed = frozen or settings.encoder_rate == 0
+        self.encoder.requires_grad_(not fixed)
+        selected = False
+        if self.encoder.element_channel and settings.element_start > 0:
+            selected = epoch >= settings.element_start * settings.max_epochs
+            self.encoder.element_embedding.requires_grad_(selected and not fixed)
+        if self.selector is not None:
+            self.selector.requires_grad_(not (frozen or selected))
+        self.encoder.train(not (fixed or continuing))
+
+    def after_step(self, optimizer: torch.optim.Optimizer, settings: CrysXPPSettings) -> None:
+        """Take the proximal step of the L1 term of Eq. 10."""
+        selector = self.selector
+        if selector is None or not selector.weight.requires_grad:
+            return
+        if settings.selector_rate > 0 and settings.sparsity > 0:
+            selector.shrink(optimizer, settings.sparsity)
+
+
+def _check_moments(moments: Sequence[str]) -> None:
+    unknown = [moment for moment in moments if moment not in MOMENTS]
+    if isinstance(moments, str) or unknown or not len(moments):
+        raise SettingsError(
+            f"moments must be a sequence of {', '.join(map(repr, MOMENTS))}, got {moments!r}."
+        )

@@ -15,6 +15,7 @@ from crysxpp_mm.graph.batch import ATOM_FEATURES, DISTANCE, ELEMENT_FRACTIONS, W
 from crysxpp_mm.layers.convolution import CrystalGraphConv
 from crysxpp_mm.layers.gated_sum import Bonds
 from crysxpp_mm.layers.gaussian import GaussianExpansion
+from crysxpp_mm.layers.gcn import PlainGraphConv
 from crysxpp_mm.layers.reference import reference_convolution
 
 
@@ -50,9 +51,11 @@ class CrystalGraphEncoder(nn.Module):
         if element_channel:
             self.add_element_channel()
         self.expansion = GaussianExpansion(cutoff=cutoff, n_gaussians=n_gaussians)
-        self.convolutions = nn.ModuleList(
-            CrystalGraphConv(hidden_dim=hidden_dim, bond_dim=n_gaussians) for _ in range(n_convs)
-        )
+        self.convolutions = nn.ModuleList(self._make_convolution() for _ in range(n_convs))
+
+    def _make_convolution(self) -> nn.Module:
+        """Make one convolution; the one place where a subclass differs."""
+        return CrystalGraphConv(hidden_dim=self.hidden_dim, bond_dim=self.n_gaussians)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -66,7 +69,7 @@ class CrystalGraphEncoder(nn.Module):
         }
 
     def add_element_channel(self) -> None:
-        """Give every element a vector of its own, zero until it learns; what is there is kept."""
+        """Give every element a vector of its own, zero until it learns. One that is there stays."""
         if not self.element_channel:
             self.element_channel = True
             self.element_embedding = nn.Linear(
@@ -74,18 +77,19 @@ class CrystalGraphEncoder(nn.Module):
             )
             nn.init.zeros_(self.element_embedding.weight)
 
-    def embed_features(self, graph: Graph) -> Tensor:
-        """``z^0`` of every atom, shape ``(n_atoms, hidden_dim)``."""
-        atoms: Tensor = self.embedding(graph.ndata[ATOM_FEATURES])
+    def embed_features(self, graph: Graph, features: Tensor | None = None) -> Tensor:
+        """Embed the features of every atom, ``z^0`` of shape ``(n_atoms, hidden_dim)``."""
+        atoms: Tensor = self.embedding(graph.ndata[ATOM_FEATURES] if features is None else features)
         if self.element_channel:
             atoms = atoms + self.element_embedding(graph.ndata[ELEMENT_FRACTIONS])
         return atoms
 
-    def forward(self, graph: Graph) -> list[Tensor]:
-        """Node embeddings after the input layer and after each convolution.
+    def forward(self, graph: Graph, features: Tensor | None = None) -> list[Tensor]:
+        """Embed every atom, after the input layer and after each convolution.
 
         Args:
             graph: Batched crystal graph with the fields of ``crysxpp_mm.graph.batch``.
+            features: Node features in place of the graph's own, shape ``(n_atoms, 92)``.
 
         Returns:
             ``n_convs + 1`` tensors of shape ``(n_atoms, hidden_dim)``.
@@ -98,13 +102,13 @@ class CrystalGraphEncoder(nn.Module):
         distinct, row = distinct_lengths(graph.edata[DISTANCE])
         bonds = Bonds(centers.long(), neighbors.long(), row, graph.edata[WEIGHT])
         bond_features = self.expansion(distinct)
-        layers = [self.embed_features(graph)]
+        layers = [self.embed_features(graph, features)]
         for convolution in self.convolutions:
             layers.append(convolution(layers[-1], bond_features, bonds))
         return layers
 
     def reference(self, graph: Graph) -> list[Tensor]:
-        """What ``forward`` computes, in plain graph operations; slow, for comparison."""
+        """Compute the same in plain graph operations: slow, for comparison."""
         layers = [self.embed_features(graph)]
         for convolution in self.convolutions:
             assert isinstance(convolution, CrystalGraphConv)
@@ -120,8 +124,15 @@ class CrystalGraphEncoder(nn.Module):
         return layers
 
 
+class PlainGraphEncoder(CrystalGraphEncoder):
+    """The encoder with plain graph convolutions, which see no bond lengths (Table 7)."""
+
+    def _make_convolution(self) -> nn.Module:
+        return PlainGraphConv(hidden_dim=self.hidden_dim)
+
+
 def distinct_lengths(distances: Tensor) -> tuple[Tensor, Tensor]:
-    """The distinct bond lengths and which of them each bond has.
+    """Find the distinct bond lengths, and the one of each bond.
 
     Distances repeat in crystals, so their features are computed once.
 

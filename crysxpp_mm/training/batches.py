@@ -52,7 +52,7 @@ def pretrain_batch(
     graphs: CrystalGraphs, config: PretrainConfig, rng: np.random.Generator
 ) -> PretrainBatch:
     """Batch ``graphs`` and corrupt what the encoder sees, as ``config`` says."""
-    graph = make_batch(graphs, backend="torch", element_fractions=config.element_channel)
+    graph = make_batch(graphs, element_fractions=config.element_channel)
     features, distances = graph.ndata[ATOM_FEATURES], graph.edata[DISTANCE]
     hidden = torch.from_numpy(hidden_atoms(graphs, config, rng))
     for name in (ATOM_FEATURES, ELEMENT_FRACTIONS):

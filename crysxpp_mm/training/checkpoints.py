@@ -1,4 +1,4 @@
-"""The folder of a run: what it was asked for, where it has got to, and how it stops."""
+"""The folder of a run: its record, its checkpoint, and how it stops."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import lightning
 import torch
-from lightning.pytorch.callbacks import Checkpoint, EarlyStopping
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from crysxpp_mm.errors import SettingsError
@@ -19,34 +17,10 @@ from crysxpp_mm.serialization import write_whole
 MODEL = "model.json.gz"
 CHECKPOINT = "last.ckpt"
 RUN = "run.json"
+CURVES = "curves.csv"
+PICTURE = "curves.png"
 TERMINATED = 143
 """Exit code after SIGTERM, as shells have it."""
-
-
-class SaveCheckpoint(Checkpoint):
-    """After every epoch, save all that is needed to go on; complete or not at all."""
-
-    def __init__(self, out: Path) -> None:
-        self.out = out
-
-    def on_train_epoch_end(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
-    ) -> None:
-        """Lightning calls checkpoint callbacks last, when the others know the epoch."""
-        temporary = self.out / f".{CHECKPOINT}"
-        trainer.save_checkpoint(temporary, False)  # not the weights alone
-        temporary.replace(self.out / CHECKPOINT)
-
-
-class Patience(EarlyStopping):
-    """Early stopping that also ends a run which was killed between its last epoch and its end."""
-
-    def on_train_start(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
-    ) -> None:
-        """Stop before an epoch, if the checkpoint is of a run that had run out of patience."""
-        if self.wait_count >= self.patience:
-            trainer.should_stop = True
 
 
 def write_record(folder: Path, record: Mapping[str, Any]) -> None:
@@ -55,7 +29,7 @@ def write_record(folder: Path, record: Mapping[str, Any]) -> None:
 
 
 def check_run(folder: Path, record: Mapping[str, Any]) -> bool:
-    """Whether the folder, made if absent, holds a checkpoint of this very run.
+    """Tell whether the folder, made if absent, holds a checkpoint of this very run.
 
     Args:
         folder: Of the run.
@@ -85,14 +59,14 @@ def check_run(folder: Path, record: Mapping[str, Any]) -> bool:
         return False
     try:
         torch.load(checkpoint, map_location="cpu", weights_only=True)
-    except Exception as error:
+    except Exception as error:  # a damaged file fails in torch in any way
         raise SettingsError(f"{checkpoint} is damaged; {advice}.") from error
     return True
 
 
 @contextmanager
 def stopped_as_usual() -> Iterator[None]:
-    """Make of a signal what it is elsewhere, and not the exit that Lightning makes of it.
+    """Turn Lightning's exits after a signal back into what the signal is elsewhere.
 
     Raises:
         KeyboardInterrupt: Ctrl-C.

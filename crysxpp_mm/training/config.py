@@ -1,53 +1,32 @@
-"""How a model is trained, as one frozen object."""
+"""Settings of a pretraining as one frozen object, and settings from files."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal
 
 from monty.json import MSONable
 from monty.serialization import loadfn
+from ruamel.yaml.error import YAMLError
 
 from crysxpp_mm.errors import SettingsError
 from crysxpp_mm.graph.targets import find_targets
 from crysxpp_mm.losses import LossWeights
-
-
-def whole_number(name: str, value: object, *, at_least: int) -> int:
-    """The value of a setting as a plain whole number.
-
-    Raises:
-        SettingsError: it is none, or less than ``at_least``.
-    """
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < at_least:
-        raise SettingsError(f"{name} must be a whole number of at least {at_least}, got {value!r}.")
-    return int(value)
-
-
-def number(name: str, value: object) -> float:
-    """The value of a setting as a plain number.
-
-    Raises:
-        SettingsError: it is none.
-    """
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise SettingsError(f"{name} must be a number, got {value!r}.")
-    return float(value)
+from crysxpp_mm.settings import flag, not_negative, number, one_of, positive, share, whole_number
 
 
 def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Settings by name, from a YAML or JSON file.
+    """Read settings by name from a YAML or JSON file.
 
     Raises:
         SettingsError: the file is absent or unreadable.
     """
     try:
         content = loadfn(Path(path), cls=None) or {}
-    except Exception as error:
+    except (OSError, ValueError, TypeError, YAMLError) as error:
         raise SettingsError(f"{path} cannot be read as YAML or JSON: {error}") from error
     if not isinstance(content, dict):
         raise SettingsError(f"{path} must map names of settings to values.")
@@ -57,10 +36,10 @@ def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
 def refuse_unknown(
     path: str | os.PathLike[str], settings: Iterable[str], *, known: Iterable[str]
 ) -> None:
-    """Refuse settings of a file that there are not.
+    """Raise if a file names an unknown setting.
 
     Raises:
-        SettingsError: as said; the message lists those there are.
+        SettingsError: it does; the message lists the known ones.
     """
     if unknown := sorted(set(settings) - set(known)):
         raise SettingsError(
@@ -69,22 +48,30 @@ def refuse_unknown(
         )
 
 
-class _Checked:
-    """Settings that are kept as plain numbers, also where they came from numpy."""
+_COUNTS = (
+    *("hidden_dim", "n_convs", "n_gaussians", "pair_dim"),
+    *("batch_size", "max_epochs", "patience", "max_epoch_crystals"),
+)
+_FRACTIONS = ("masked", "mask_fraction", "mask_species", "visible_weight", "strained")
+_POSITIVE = ("learning_rate", "gradient_clip", "target_weight")
 
-    def _whole_number(self, name: str, *, at_least: int) -> None:
-        value = whole_number(name, getattr(self, name), at_least=at_least)
-        object.__setattr__(self, name, value)
 
-    def _number(self, name: str) -> float:
-        value = number(name, getattr(self, name))
-        object.__setattr__(self, name, value)
-        return value
+def _targets(names: object) -> tuple[str, ...]:
+    if isinstance(names, str) or not isinstance(names, Sequence):
+        raise SettingsError(f"targets must be a list of names, got {names!r}.")
+    find_targets(names, "site")
+    return tuple(names)
+
+
+def _fraction(name: str, value: object) -> float:
+    if not 0 <= (plain := number(name, value)) <= 1:
+        raise SettingsError(f"{name} must lie in 0 to 1, got {plain}.")
+    return plain
 
 
 @dataclass(frozen=True, kw_only=True)
-class PretrainConfig(_Checked, MSONable):
-    """How to pretrain a CrysAE.
+class PretrainConfig(MSONable):
+    """Settings of the pretraining of a CrysAE.
 
     The defaults are those of ``crysae-mp-v1``; ``published`` gives the settings of the paper.
 
@@ -148,45 +135,26 @@ class PretrainConfig(_Checked, MSONable):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in (
-            *("hidden_dim", "n_convs", "n_gaussians", "pair_dim"),
-            *("batch_size", "max_epochs", "patience", "max_epoch_crystals"),
-        ):
-            self._whole_number(name, at_least=1)
-        self._whole_number("seed", at_least=0)
-        for name in ("element_channel", "normalize"):
-            if not isinstance(getattr(self, name), bool):
-                raise SettingsError(f"{name} must be True or False, got {getattr(self, name)!r}.")
+        plain: dict[str, Any] = {
+            **{name: whole_number(name, getattr(self, name), at_least=1) for name in _COUNTS},
+            **{name: flag(name, getattr(self, name)) for name in ("element_channel", "normalize")},
+            **{name: _fraction(name, getattr(self, name)) for name in _FRACTIONS},
+            **{name: positive(name, getattr(self, name)) for name in _POSITIVE},
+            "seed": whole_number("seed", self.seed, at_least=0),
+            "validation_fraction": share("validation_fraction", self.validation_fraction),
+            "strain": number("strain", self.strain),
+            "weight_decay": not_negative("weight_decay", self.weight_decay),
+            "targets": _targets(self.targets),
+        }
+        if not 0 <= plain["strain"] <= 0.5:
+            raise SettingsError(f"strain must lie in 0 to 0.5, got {self.strain}.")
+        one_of("schedule", self.schedule, ("one_cycle", "constant"))
         if not isinstance(self.loss_weights, LossWeights):
             raise SettingsError(
                 f"loss_weights must name the weights of terms, got {self.loss_weights!r}."
             )
-        for name in ("masked", "mask_fraction", "mask_species", "visible_weight", "strained"):
-            if not 0 <= self._number(name) <= 1:
-                raise SettingsError(f"{name} must lie in 0 to 1, got {getattr(self, name)}.")
-        if not 0 <= self._number("validation_fraction") < 1:
-            raise SettingsError(
-                "validation_fraction must be at least 0 and less than 1, "
-                f"got {self.validation_fraction}."
-            )
-        if not 0 <= self._number("strain") <= 0.5:
-            raise SettingsError(f"strain must lie in 0 to 0.5, got {self.strain}.")
-        self._check_targets()
-        for name in ("learning_rate", "gradient_clip", "target_weight"):
-            if not 0 < self._number(name) < float("inf"):
-                raise SettingsError(f"{name} must be positive, got {getattr(self, name)}.")
-        if not 0 <= self._number("weight_decay") < float("inf"):
-            raise SettingsError(f"weight_decay must be 0 or more, got {self.weight_decay}.")
-        if self.schedule not in ("one_cycle", "constant"):
-            raise SettingsError(
-                f"schedule must be 'one_cycle' or 'constant', got {self.schedule!r}."
-            )
-
-    def _check_targets(self) -> None:
-        if isinstance(self.targets, str) or not isinstance(self.targets, Sequence):
-            raise SettingsError(f"targets must be a list of names, got {self.targets!r}.")
-        object.__setattr__(self, "targets", tuple(self.targets))
-        find_targets(self.targets, "site")
+        for name, value in plain.items():  # plain numbers, also where they came from numpy
+            object.__setattr__(self, name, value)
 
     @classmethod
     def published(cls) -> PretrainConfig:
@@ -233,76 +201,3 @@ class PretrainConfig(_Checked, MSONable):
         if not self.targets:
             del settings["targets"], settings["target_weight"]
         return settings
-
-
-@dataclass(frozen=True, kw_only=True)
-class FineTuneConfig(_Checked, MSONable):
-    """How to train a CrysXPP on labels.
-
-    Attributes:
-        max_epochs: Epochs at most.
-        min_steps: With few labels an epoch passes over them as often as it takes to make
-            ``max_epochs`` epochs this many steps.
-        batch_size: Crystals a step; at most a quarter of the training crystals.
-        learning_rate: Peak of the one-cycle rate of the readout.
-        encoder_rate: Rate of the encoder, as a multiple of ``learning_rate``.
-        selector_rate: Peak of the one-cycle rate of the selector. A weight falls from 1 to 0 only
-            if the rates of all steps sum to more than 1.
-        frozen_epochs: Epochs at the start in which the readout alone learns.
-        element_start: Share of the epochs at the start in which the vectors of elements, if there
-            are any, rest; then they learn and the selector rests. At 0 both learn all the time.
-        weight_decay: Of AdamW; it does not act on the selector.
-        gradient_clip: Largest norm of the gradient.
-        loss: ``"l1"``, the mean absolute error of the standardized targets, or ``"mse"``, their
-            squared error (Eq. 10); classes are always learned by cross entropy.
-        sparsity: Weight lambda_1 of the L1 norm of the selector, Eq. 10.
-        patience: Epochs without a better validation loss after which training stops, with the
-            best epoch so far; None to let the rate run its whole cycle and keep the best of the
-            last epochs.
-        validation_fraction: Share of the training crystals that chooses the best epoch.
-        seed: Of weights, split and order.
-
-    Raises:
-        SettingsError: an option has a value that makes no sense; it is named.
-    """
-
-    max_epochs: int = 40
-    min_steps: int = 600
-    batch_size: int = 64
-    learning_rate: float = 4e-3
-    encoder_rate: float = 1.0
-    selector_rate: float = 6e-3
-    frozen_epochs: int = 0
-    element_start: float = 0.0
-    weight_decay: float = 0.01
-    gradient_clip: float = 5.0
-    loss: Literal["l1", "mse"] = "l1"
-    sparsity: float = 0.001
-    patience: int | None = None
-    validation_fraction: float = 0.1
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        least = {"max_epochs": 1, "min_steps": 0, "batch_size": 1, "frozen_epochs": 0, "seed": 0}
-        for name, minimum in least.items():
-            self._whole_number(name, at_least=minimum)
-        if self.patience is not None:
-            self._whole_number("patience", at_least=1)
-        for name in ("learning_rate", "gradient_clip"):
-            value = self._number(name)
-            if not 0 < value < float("inf"):
-                raise SettingsError(f"{name} must be positive, got {value!r}.")
-        for name in ("encoder_rate", "selector_rate", "weight_decay", "sparsity"):
-            value = self._number(name)
-            if not 0 <= value < float("inf"):
-                raise SettingsError(f"{name} must be 0 or more, got {value!r}.")
-        for name in ("validation_fraction", "element_start"):
-            value = self._number(name)
-            if not 0 <= value < 1:
-                raise SettingsError(f"{name} must be at least 0 and less than 1, got {value!r}.")
-        if self.loss not in ("l1", "mse"):
-            raise SettingsError(f"loss must be 'l1' or 'mse', got {self.loss!r}.")
-
-    def to_plain(self) -> dict[str, Any]:
-        """All settings as plain JSON data."""
-        return asdict(self)

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import sys
 import time
-import warnings
-from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
-import lightning
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback, TQDMProgressBar
@@ -19,37 +14,37 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from crysxpp_mm.compute import cpu_by_default, one_torch_thread
+from crysxpp_mm.compute import ready_to_learn
 from crysxpp_mm.data.targets import TargetTable
-from crysxpp_mm.errors import DataError, SettingsError
+from crysxpp_mm.errors import DataError
 from crysxpp_mm.graph.arrays import CrystalGraphs
 from crysxpp_mm.graph.converter import CrystalGraphConverter
 from crysxpp_mm.losses import reconstruction_loss, target_loss
 from crysxpp_mm.models.crysae import CrysAE
+from crysxpp_mm.settings import positive
 from crysxpp_mm.training.batches import EpochOfBatches, PretrainBatch
-from crysxpp_mm.training.checkpoints import (
-    CHECKPOINT,
-    MODEL,
+from crysxpp_mm.training.callbacks import (
+    CallTimer,
+    CurveRecorder,
+    KeepBest,
     Patience,
     SaveCheckpoint,
-    check_run,
-    stopped_as_usual,
-    write_record,
 )
+from crysxpp_mm.training.checkpoints import MODEL, check_run, write_record
 from crysxpp_mm.training.config import PretrainConfig
-from crysxpp_mm.training.curves import CurveRecorder
+from crysxpp_mm.training.loop import GraphData, LossModule, RunOptions, one_cycle, run_training
 from crysxpp_mm.training.reconstruction import measure_reconstruction
 from crysxpp_mm.training.start import start_from, weights_digest
 from crysxpp_mm.training.targets import check_targets, fit_scale, measure_targets
 from crysxpp_mm.version import __version__
 
-logger = logging.getLogger(__name__)
-
 MONITOR = "val_total"
 
 
-class PretrainModule(lightning.LightningModule):
-    """What Lightning needs to know of a pretraining."""
+class PretrainModule(LossModule):
+    """An autoencoder and its loss, as Lightning trains them."""
+
+    model: CrysAE
 
     def __init__(self, model: CrysAE, config: PretrainConfig, *, steps: int) -> None:
         super().__init__()
@@ -87,14 +82,9 @@ class PretrainModule(lightning.LightningModule):
             )
 
     def training_step(self, batch: PretrainBatch, batch_index: int) -> Tensor:
-        """Loss of a batch; a loss that is not finite stops the run."""
+        """Compute the loss of a batch; one that is not finite stops the run."""
         terms, total = self._losses(batch)
-        if not torch.isfinite(total):
-            values = {name: value.item() for name, value in terms.items()}
-            raise FloatingPointError(
-                f"the loss is not finite in epoch {self.current_epoch}, batch {batch_index} "
-                f"({values}); lower learning_rate."
-            )
+        self.checked_loss(total, batch_index, **terms)
         self._log("train", terms, total, batch.graph.batch_size)
         return total
 
@@ -110,16 +100,10 @@ class PretrainModule(lightning.LightningModule):
         )
         if config.schedule == "constant":
             return optimizer
-        schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, config.learning_rate, total_steps=self.steps
-        )
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
-        }
+        return one_cycle(optimizer, total_steps=self.steps)
 
 
-class CrystalData(lightning.LightningDataModule):
+class CrystalData(GraphData):
     """Training and validation batches."""
 
     def __init__(
@@ -167,50 +151,6 @@ class CrystalData(lightning.LightningDataModule):
         return self._loader(self.epoch(0, shuffle=False))
 
 
-class SaveBest(Callback):
-    """After every epoch, keep the model if its validation loss is the best so far."""
-
-    def __init__(self, out: Path) -> None:
-        self.out = out
-        self.best = float("inf")
-        self.best_epoch = -1
-
-    def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs."""
-        return {"best": self.best, "best_epoch": self.best_epoch}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a checkpoint."""
-        self.best = state_dict["best"]
-        self.best_epoch = state_dict["best_epoch"]
-
-    def on_train_epoch_end(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
-    ) -> None:
-        """Keep the model if it is better; runs after the validation of the epoch."""
-        value = float(
-            trainer.callback_metrics.get(MONITOR, trainer.callback_metrics["train_total"])
-        )
-        assert isinstance(pl_module, PretrainModule)
-        if value < self.best:
-            self.best, self.best_epoch = value, trainer.current_epoch
-            pl_module.model.save(self.out / MODEL)
-
-
-class StopByTime(Callback):
-    """End the run at the end of an epoch, once so many seconds have passed since it started."""
-
-    def __init__(self, seconds: float) -> None:
-        self.end = time.monotonic() + seconds
-
-    def on_train_epoch_end(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
-    ) -> None:
-        """Ask the trainer to stop, if it is time."""
-        if time.monotonic() >= self.end:
-            trainer.should_stop = True
-
-
 def split_crystals(
     n_crystals: int, config: PretrainConfig
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -220,8 +160,7 @@ def split_crystals(
     return np.sort(order[n_validation:]), np.sort(order[:n_validation])
 
 
-@one_torch_thread()
-@cpu_by_default()
+@ready_to_learn()
 def pretrain(
     graphs: CrystalGraphs,
     config: PretrainConfig,
@@ -271,8 +210,8 @@ def pretrain(
         FloatingPointError: the loss is no longer finite.
         KeyboardInterrupt, SystemExit: Ctrl-C, SIGTERM; the same call goes on from the last epoch.
     """
-    if max_minutes is not None and not max_minutes > 0:
-        raise SettingsError(f"max_minutes must be positive, got {max_minutes}.")
+    if max_minutes is not None:
+        positive("max_minutes", max_minutes)
     folder = Path(out)
     train, validation = split_crystals(len(graphs), config)
     if len(train) < 2:
@@ -307,7 +246,9 @@ def pretrain(
     )
     steps = sum(len(data.epoch(epoch, shuffle=True)) for epoch in range(config.max_epochs))
     module = PretrainModule(model, config, steps=steps)
-    saver = SaveBest(folder)
+    saver = KeepBest(
+        MONITOR, otherwise="train_total", keep=lambda module: model.save(folder / MODEL)
+    )
     callbacks: list[Callback] = [
         CurveRecorder(folder),
         saver,
@@ -317,34 +258,19 @@ def pretrain(
         SaveCheckpoint(folder),
     ]
     if max_minutes is not None:
-        callbacks.append(StopByTime(60 * max_minutes))
+        callbacks.append(CallTimer(max_minutes))
     if pbar:
         callbacks.append(TQDMProgressBar())
     started = time.monotonic()
-    with stopped_as_usual(), redirect_stdout(sys.stderr), warnings.catch_warnings():
-        # Lightning advises loader workers; batches are cheaper than sending them.
-        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-        warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
-        trainer = lightning.Trainer(
-            accelerator=accelerator,
-            devices=devices,
-            max_epochs=config.max_epochs,
-            gradient_clip_val=config.gradient_clip,
-            callbacks=callbacks,
-            logger=False,
-            enable_progress_bar=pbar,
-            enable_model_summary=False,
-            num_sanity_val_steps=0,
-            reload_dataloaders_every_n_epochs=1,
-            use_distributed_sampler=False,
-            default_root_dir=folder,
-        )
-        trainer.fit(
-            module,
-            datamodule=data,
-            ckpt_path=str(folder / CHECKPOINT) if resume else None,
-            weights_only=True,
-        )
+    trainer = run_training(
+        module,
+        data,
+        RunOptions(folder=folder, resume=resume, accelerator=accelerator, devices=devices),
+        max_epochs=config.max_epochs,
+        gradient_clip=config.gradient_clip,
+        callbacks=callbacks,
+        share_batches=False,
+    )
     best = CrysAE.load(folder / MODEL)
     results: dict[str, Any] = {
         "epochs": trainer.current_epoch,

@@ -1,4 +1,4 @@
-"""What comes with the package: the demonstration and the models."""
+"""``crysxpp demo``."""
 
 # ruff: noqa: D301 - a backspace, not its escape, keeps the lines of an example apart in the help
 
@@ -27,15 +27,3 @@ def demo(
     from crysxpp_mm.demo import run_demo
 
     run_demo(out, model=model, say=typer.echo)
-
-
-def models() -> None:
-    """List the models that come with the package.
-
-    \b
-    Example:
-      crysxpp models
-    """
-    from crysxpp_mm import list_models
-
-    typer.echo(list_models().drop(columns="path").to_string(index=False))

@@ -1,56 +1,25 @@
-"""``crysxpp graphs`` and ``crysxpp pretrain``."""
+"""``crysxpp pretrain``."""
 
 # ruff: noqa: D301 - a backspace, not its escape, keeps the lines of an example apart in the help
 
 from __future__ import annotations
 
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from crysxpp_mm.cli.graphs import describe_store
 from crysxpp_mm.cli.inputs import find_source
-from crysxpp_mm.cli.messages import lines, print_errors
-from crysxpp_mm.cli.options import Column, DataHome, Source, Workers
-from crysxpp_mm.cli.tables import check_writable
-from crysxpp_mm.errors import DataError, SettingsError
+from crysxpp_mm.cli.learning import lightning_run
+from crysxpp_mm.cli.messages import lines
+from crysxpp_mm.cli.options import Accelerator, Column, DataHome, Devices, LeaveOut, Workers
+from crysxpp_mm.errors import DataError
 
 if TYPE_CHECKING:
     from crysxpp_mm.data.store import GraphStore
     from crysxpp_mm.data.targets import TargetTable
-
-
-def graphs(
-    source: Source,
-    out: Annotated[Path, typer.Option(help="File to write.")] = Path("crystals.graphs"),
-    column: Column = None,
-    num_workers: Workers = 0,
-    ignore_errors: Annotated[
-        bool,
-        typer.Option("--ignore-errors", help="Leave out what has no graph; the file says why."),
-    ] = False,
-    data_home: DataHome = None,
-) -> None:
-    """Convert structures to a file of graphs.
-
-    A data set is converted once and can then be trained on often (crysxpp pretrain).
-
-    \b
-    Example:
-      crysxpp graphs crystals.zip --out crystals.graphs --num-workers 4
-    """
-    from crysxpp_mm.data.store import build_store
-
-    check_writable(out)
-    found, column = find_source(source, column, data_home)
-    store = build_store(
-        found, out, column=column, num_workers=num_workers, ignore_errors=ignore_errors
-    )
-    _describe_store(store, out)
 
 
 def pretrain(
@@ -75,8 +44,8 @@ def pretrain(
     ] = None,
     column: Column = None,
     num_workers: Workers = 0,
-    accelerator: Annotated[str, typer.Option(help="As Lightning takes it: cpu, gpu.")] = "cpu",
-    devices: Annotated[int, typer.Option(min=1, help="How many of them.")] = 1,
+    accelerator: Accelerator = "cpu",
+    devices: Devices = 1,
     description: Annotated[
         str, typer.Option(help="A line on the data, kept with the weights.")
     ] = "",
@@ -96,9 +65,7 @@ def pretrain(
             show_default=False,
         ),
     ] = None,
-    ignore_errors: Annotated[
-        bool, typer.Option("--ignore-errors", help="Leave out crystals that have no graph.")
-    ] = False,
+    ignore_errors: LeaveOut = False,
     data_home: DataHome = None,
 ) -> None:
     """Pretrain CrysAE on structures.
@@ -141,16 +108,7 @@ def pretrain(
             num_workers=num_workers,
             max_minutes=max_minutes,
         )
-    results = model.metadata["results"]
-    typer.echo(
-        f"\n{results['epochs']} epochs done, the best loss {results['best_loss']:.4g} in epoch "
-        f"{results['best_epoch'] + 1}."
-    )
-    if "reconstruction" in results:
-        n_held_out = model.metadata["n_validation"]
-        typer.echo(f"Reconstruction of {n_held_out} crystals that were held out:")
-        for line in lines(results["reconstruction"]):
-            typer.echo(f"  {line}")
+    _tell_results(model.metadata)
     typer.echo(
         f"\nWrote to {out}: {MODEL}, run.json, curves.csv, curves.png\n"
         "Next:\n"
@@ -158,36 +116,17 @@ def pretrain(
     )
 
 
-@contextmanager
-def lightning_run(advice: str) -> Iterator[None]:
-    """Train in it: without Lightning's tips, and with an end as other commands have it.
-
-    Args:
-        advice: What Ctrl-C and SIGTERM are answered with.
-
-    Raises:
-        SettingsError: the loss is not finite.
-        KeyboardInterrupt, SystemExit: Ctrl-C, SIGTERM.
-    """
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)  # its tips are no results
-    warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # between Lightning and torch
-    try:
-        yield
-    except FloatingPointError as error:
-        raise SettingsError(str(error)) from error
-    except (KeyboardInterrupt, SystemExit):
-        typer.echo(advice, err=True)
-        raise
-
-
-def _describe_store(store: GraphStore, path: Path) -> None:
-    graphs = store.graphs
+def _tell_results(facts: Mapping[str, Any]) -> None:
+    """Tell how long the run was, and what is rebuilt of crystals that were held out."""
+    results = facts["results"]
     typer.echo(
-        f"{len(store)} crystals with {int(graphs.n_atoms.sum())} atoms and "
-        f"{int(graphs.n_bonds.sum())} bonds; {len(store.errors)} left out."
+        f"\n{results['epochs']} epochs done, the best loss {results['best_loss']:.4g} in epoch "
+        f"{results['best_epoch'] + 1}."
     )
-    print_errors(store.errors, "the file")
-    typer.echo(f"Graph store {path}: {path.stat().st_size / 1e6:.3g} MB, sha256 {store.data_hash}")
+    if "reconstruction" in results:
+        typer.echo(f"Reconstruction of {facts['n_validation']} crystals that were held out:")
+        for line in lines(results["reconstruction"]):
+            typer.echo(f"  {line}")
 
 
 def _training_store(
@@ -211,7 +150,7 @@ def _training_store(
         store = build_store(
             found, path, column=column, num_workers=num_workers, ignore_errors=ignore_errors
         )
-        _describe_store(store, path)
+        describe_store(store, path)
         return store
     store = GraphStore.load(path)
     names = open_structures(found, column=column).names

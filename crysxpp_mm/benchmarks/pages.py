@@ -1,12 +1,13 @@
-"""Results as files: tables as CSV, and a page of text with the tables and how they were made."""
+"""Results as files: tables as CSV, and a page in Markdown with how they were made."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -19,7 +20,7 @@ LISTED = ("torch", "numpy", "scikit-learn", "pandas", "pymatgen", "matminer", "l
 
 
 def default_folder() -> Path:
-    """Where results go: ``results`` beside this file in a checkout, else the current folder.
+    """Folder of results: ``results`` beside this file in a checkout, else the current folder.
 
     An installed package is no place to write to.
     """
@@ -54,6 +55,72 @@ def model_name(model: str | os.PathLike[str]) -> str:
     path = Path(model)
     name = path.name.removesuffix(".gz").removesuffix(".json")
     return path.parent.name if name == "model" and path.parent.name else name
+
+
+def plus_minus(
+    means: Iterable[float], spreads: Iterable[float], form: str = ".3g ± .1g"
+) -> list[str]:
+    """Means with their spreads as text, without one that is not known.
+
+    Args:
+        means: Numbers.
+        spreads: As many; NaN where unknown.
+        form: Formats of both.
+
+    Example:
+        >>> plus_minus([0.1234, -2.0], [0.0321, float("nan")])
+        ['0.123 ± 0.03', '-2']
+    """
+    value, _, spread = form.partition(" ± ")
+    return [
+        f"{mean:{value}}" + ("" if std != std else f" ± {std:{spread}}")
+        for mean, std in zip(means, spreads, strict=True)
+    ]
+
+
+def one_column_each(
+    summary: pd.DataFrame,
+    by: str,
+    first: Callable[[pd.DataFrame], dict[str, Any]],
+    *,
+    index: Sequence[str],
+    form: str = ".3g ± .1g",
+) -> pd.DataFrame:
+    """Errors as text, one column a method; the least of a row in bold.
+
+    Args:
+        summary: One row a method and ``index``, with ``mae`` and ``std``.
+        by: Column that names the method.
+        first: What stands in front, from the rows of an index.
+        index: Columns that tell rows of the table apart.
+        form: Formats of the error and its spread.
+    """
+    rows = []
+    for _, group in summary.groupby(list(index), sort=False):
+        texts = plus_minus(group["mae"], group["std"], form)
+        least = group["mae"] == group["mae"].min()
+        bold = [f"**{text}**" if best else text for text, best in zip(texts, least, strict=True)]
+        rows.append({**first(group), **dict(zip(group[by], bold, strict=True))})
+    return pd.DataFrame(rows)
+
+
+def page(title: str, *blocks: str, command: str = "", where: str = "") -> str:
+    """Put a page together.
+
+    Args:
+        title: Its title.
+        *blocks: Paragraphs, tables and lists; empty ones are left out.
+        command: Command that makes it; left out if empty.
+        where: Rest of the sentence on how it was made.
+    """
+    made = f"Made by `{command}`{where}." if command else ""
+    parts = (f"# {title}", *blocks, made, f"Versions: {versions()}.")
+    return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def bullets(lines: Iterable[str]) -> str:
+    """A list in Markdown; empty without lines."""
+    return "\n".join(f"- {line}" for line in lines)
 
 
 def markdown_table(df: pd.DataFrame) -> str:

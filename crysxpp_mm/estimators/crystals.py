@@ -1,10 +1,9 @@
-"""What users hand to an estimator: crystals in their many containers, and labels."""
+"""Crystals in the many containers that users hand to an estimator."""
 
 # ruff: noqa: N803, N806 (X is the name that scikit-learn gives)
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import date, timedelta
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 from pymatgen.core import IStructure
 
 from crysxpp_mm.data.store import GraphStore
-from crysxpp_mm.errors import DataError, StructureTypeError
+from crysxpp_mm.errors import DataError, NetworkOutputError, StructureTypeError
 from crysxpp_mm.graph.arrays import CrystalGraphs
 from crysxpp_mm.graph.converter import CrystalGraphConverter
 
@@ -22,8 +21,8 @@ BLOCK = 512
 """Structures that are converted at a time."""
 
 
-class Crystals(NamedTuple):
-    """The graphs of those rows that have one."""
+class CrystalRows(NamedTuple):
+    """The rows of a table, with the graphs of those that are crystals."""
 
     graphs: CrystalGraphs
     rows: NDArray[np.int64]  # position of each graph among the inputs
@@ -32,14 +31,14 @@ class Crystals(NamedTuple):
     n_rows: int
 
     def row_name(self, position: int) -> str:
-        """How to speak of a row in a message."""
+        """Name a row in a message, by its position and index label."""
         if self.labels is None:
             return f"row {position}"
         label = self.labels[[position]].tolist()[0]  # Python's own number, where it is one
         return f"row {position} (index {label!r})"
 
     def label(self, position: int) -> Any:
-        """The row's index label, or its position."""
+        """Return the row's index label, or its position."""
         return position if self.labels is None else self.labels[position]
 
     def refuse_errors(self) -> None:
@@ -49,9 +48,26 @@ class Crystals(NamedTuple):
             error = self.errors[first]
             raise type(error)(f"{self.row_name(first)}: {error}") from error
 
+    def refuse_not_finite(self, outputs: NDArray[np.float64]) -> None:
+        """Raise if a network gave a crystal numbers that are not finite.
 
-def read_crystals(X: object, converter: CrystalGraphConverter) -> Crystals:
-    """The crystals of ``X``.
+        Args:
+            outputs: Shape ``(n_members, n_rows, n_outputs)``.
+
+        Raises:
+            NetworkOutputError: it did; the row is named.
+        """
+        bad = np.asarray(~np.isfinite(outputs).all(axis=(0, 2)))
+        bad[sorted(self.errors)] = False
+        if bad.any():
+            raise NetworkOutputError(
+                f"{self.row_name(int(bad.argmax()))}: the network gave numbers that are not "
+                "finite; the crystal is far from those it learned from, or its weights are damaged."
+            )
+
+
+def read_crystals(X: object, converter: CrystalGraphConverter) -> CrystalRows:
+    """Read the crystals of ``X``, whatever holds them.
 
     Args:
         X: Structures (or their dictionaries) in a list, a tuple, an object array, a Series or a
@@ -64,9 +80,9 @@ def read_crystals(X: object, converter: CrystalGraphConverter) -> Crystals:
         DataError: a graph store was built by another rule, or a table has several columns.
     """
     if isinstance(X, CrystalGraphs):
-        return Crystals(X, np.arange(len(X)), {}, None, len(X))
+        return CrystalRows(X, np.arange(len(X)), {}, None, len(X))
     if isinstance(X, GraphStore):
-        return Crystals(_graphs_of(X, converter), np.arange(len(X)), {}, None, len(X))
+        return CrystalRows(_graphs_of(X, converter), np.arange(len(X)), {}, None, len(X))
     index: pd.Index | None = None
     if isinstance(X, pd.DataFrame):
         if X.shape[1] != 1:
@@ -88,7 +104,7 @@ def read_crystals(X: object, converter: CrystalGraphConverter) -> Crystals:
 
 
 def _graphs_of(store: GraphStore, converter: CrystalGraphConverter) -> CrystalGraphs:
-    """The graphs of a store.
+    """Take the graphs out of a store.
 
     Raises:
         DataError: it was built by another rule.
@@ -102,7 +118,7 @@ def _graphs_of(store: GraphStore, converter: CrystalGraphConverter) -> CrystalGr
 
 
 def _entry(item: Any, converter: CrystalGraphConverter) -> Any:
-    """The structure or the graph of a row, which may be a list or a store of one."""
+    """Return the structure or the graph of a row, which may be a list or a store of one."""
     if isinstance(item, list | tuple | np.ndarray) and len(item) == 1:
         item = item[0]
     if isinstance(item, GraphStore):
@@ -117,7 +133,7 @@ def _entry(item: Any, converter: CrystalGraphConverter) -> Any:
 
 def _convert(
     items: Sequence[Any], converter: CrystalGraphConverter, index: pd.Index | None
-) -> Crystals:
+) -> CrystalRows:
     parts: list[CrystalGraphs] = []
     rows: list[int] = []
     errors: dict[int, Exception] = {}
@@ -141,84 +157,6 @@ def _convert(
             parts.append(graphs)
             rows.extend(row for i, row in enumerate(block) if i not in failed)
             errors |= {block[i]: error for i, error in failed.items()}
-    return Crystals(
+    return CrystalRows(
         CrystalGraphs.concatenate(parts), np.array(rows, dtype=np.int64), errors, index, len(items)
     )
-
-
-class Labels(NamedTuple):
-    """Labels as numbers."""
-
-    values: NDArray[np.float64]  # (n_rows, n_targets), NaN = unknown
-    columns: list[Any] | None  # what pandas calls them, where y is of pandas
-    one_dimensional: bool
-
-
-def read_labels(y: object, crystals: Crystals) -> Labels:
-    """The labels of a regression.
-
-    Raises:
-        DataError: they are no numbers, infinite, or not as many as the crystals.
-    """
-    names: list[Any] | None = None
-    if y is None:
-        raise DataError("y is missing: a property predictor needs labels.")
-    if isinstance(y, pd.DataFrame):
-        names = list(y.columns)
-        columns = [y.iloc[:, i] for i in range(y.shape[1])]
-    elif isinstance(y, pd.Series):
-        names = None if y.name is None else [y.name]
-        columns = [y]
-    else:
-        try:
-            array = np.ma.filled(y.astype(np.float64), np.nan) if np.ma.isMA(y) else np.asarray(y)
-        except ValueError as error:
-            raise DataError(f"y is no table of numbers: {error}") from error
-        if array.ndim not in (1, 2):
-            raise DataError(f"y must have one or two dimensions, got {array.ndim}.")
-        table = array[:, None] if array.ndim == 1 else array
-        columns = [pd.Series(table[:, i]) for i in range(table.shape[1])]
-    if not columns:
-        raise DataError("y has no columns.")
-    one_dimensional = not isinstance(y, pd.DataFrame) and np.ndim(y) == 1  # type: ignore[arg-type]
-    check_length(len(columns[0]), crystals)
-    values = np.empty((len(columns[0]), len(columns)))
-    for i, column in enumerate(columns):
-        values[:, i] = _numbers(column, crystals)
-    return Labels(values, names, one_dimensional)
-
-
-def check_length(n_labels: int, crystals: Crystals) -> None:
-    """Refuse labels that are not as many as the crystals.
-
-    Raises:
-        DataError: as said.
-    """
-    if n_labels != crystals.n_rows:
-        raise DataError(f"X has {crystals.n_rows} crystals and y has {n_labels} labels.")
-    if n_labels == 0:
-        raise DataError("there are no crystals: X is empty.")
-
-
-def _numbers(column: pd.Series[Any], crystals: Crystals) -> NDArray[np.float64]:
-    if column.dtype.kind in "mM" or isinstance(column.dtype, pd.PeriodDtype):
-        raise DataError(
-            f"y holds {column.dtype}; labels must be numbers, so turn dates and times into numbers "
-            "of a unit that the model is to learn."
-        )
-    for position, value in enumerate(column):
-        if isinstance(value, str | bytes | complex | date | timedelta):
-            raise DataError(
-                f"y holds {value!r} at {crystals.row_name(position)}; labels must be numbers "
-                "(NaN = unknown). For classes use CrysXPPClassifier."
-            )
-    try:
-        numbers = pd.to_numeric(column).to_numpy(dtype=np.float64, na_value=np.nan)
-    except (TypeError, ValueError) as error:
-        raise DataError(f"y holds what is no number: {error}") from error
-    if np.isinf(numbers).any():
-        first = int(np.flatnonzero(np.isinf(numbers))[0])
-        raise DataError(
-            f"y is infinite at {crystals.row_name(first)}; remove or correct the label."
-        )
-    return np.asarray(numbers)
