@@ -42,6 +42,7 @@ from crysxpp_mm.losses import target_loss
 from crysxpp_mm.model_zoo import load_model
 from crysxpp_mm.models.crysae import CrysAE
 from crysxpp_mm.models.targets import LIMIT, TargetHead, TargetValues
+from crysxpp_mm.release.autoencoder import model_card, write_release
 from crysxpp_mm.training.batches import EpochOfBatches
 from crysxpp_mm.training.config import PretrainConfig
 from crysxpp_mm.training.pretrain import pretrain, split_crystals
@@ -381,6 +382,34 @@ def test_the_command_computes_the_targets_it_needs(tmp_path):
     assert "alone.targets.npz is absent" in result.output
     (tmp_path / "alone.targets.npz").write_bytes((out / "data.targets.npz").read_bytes())
     assert runner.invoke(app, command).exit_code == 0
+
+
+def test_the_card_tells_of_targets_start_and_columns(tmp_path, store, table):
+    first = run(tmp_path / "first", store, table)
+    pretrain(
+        store.graphs,
+        dataclasses.replace(TINY, max_epochs=1),
+        tmp_path / "run",
+        data_hash=store.data_hash,
+        targets=table,
+        start=first,
+        pbar=False,
+    )
+    columns = pd.DataFrame({"this": [0.03125, 0.5], "other": [np.nan, 0.25]}, index=["K", "gap"])
+    folder = write_release(
+        tmp_path / "run", tmp_path / "x", title="A test", summary="Small.", columns=columns
+    )
+    card = (folder / "README.md").read_text()
+    for part in (
+        f"| starts from | weights with the sha256 `{weights_digest(first)}` |",
+        "| valence sum, share of the variance not predicted | ",
+        "| target | this | other |\n|---|---|---|\n| K | 0.03125 |  |\n| gap | 0.5 | 0.25 |\n",
+        "| 0.25 |\n\n## Limits",
+    ):
+        assert part in card, part
+    model = CrysAE.load(folder / "model.json.gz")
+    curves = pd.read_csv(folder / "curves.csv")
+    assert model_card("x", model, curves, "Small.") == card
 
 
 def test_a_run_starts_from_the_weights_of_another(tmp_path, store, table):
