@@ -126,7 +126,7 @@ def model_card(name: str, model: CrysAE, curves: pd.DataFrame, summary: str) -> 
 
 
 def _rebuilt(results: Mapping[str, Any]) -> dict[str, float]:
-    """What was measured of the reconstruction and the pretext targets, by its name on the card."""
+    """Quality of the reconstruction and of the pretext targets, by its names on the card."""
     measured: dict[str, Any] = results.get("reconstruction", {})
     targets: dict[str, float] = results.get("targets", {})
     rows = {text: measured[key] for key, text in REBUILT.items() if key in measured}
