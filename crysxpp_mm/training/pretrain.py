@@ -160,6 +160,22 @@ def split_crystals(
     return np.sort(order[n_validation:]), np.sort(order[:n_validation])
 
 
+def _new_model(
+    config: PretrainConfig,
+    converter: CrystalGraphConverter | None,
+    start: CrysAE | None,
+    *,
+    facts: dict[str, Any],
+) -> CrysAE:
+    """A model with the weights of the seed, or those of ``start``."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        model = CrysAE(converter=converter, metadata=facts, **config.model_settings)
+    if start is not None:
+        start_from(model, start)
+    return model
+
+
 @ready_to_learn()
 def pretrain(
     graphs: CrystalGraphs,
@@ -229,11 +245,7 @@ def pretrain(
         run["start"] = weights_digest(start)
     resume = check_run(folder, run)
 
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        model = CrysAE(converter=converter, metadata=run, **config.model_settings)
-    if start is not None:
-        start_from(model, start)
+    model = _new_model(config, converter, start, facts=run)
     if targets is not None and model.target_head is not None:
         targets = fit_scale(model.target_head, targets, graphs, train)
     data = CrystalData(
