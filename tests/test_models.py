@@ -20,7 +20,7 @@ from monty.serialization import dumpfn, loadfn
 from pymatgen.core import Lattice, Structure
 from torch import nn
 
-from crysxpp_mm import serialization
+from crysxpp_mm import compiled, serialization
 from crysxpp_mm.errors import GraphError, ModelFileError, SettingsError, UnknownModelError
 from crysxpp_mm.graph.batch import ATOM_FEATURES, make_batch
 from crysxpp_mm.graph.converter import CrystalGraphConverter
@@ -164,8 +164,8 @@ def test_loops_compile_where_no_folder_can_keep_them(monkeypatch):
 
         return compiled
 
-    monkeypatch.setattr(kernels.numba, "njit", njit)
-    assert kernels._compiled(len) is len
+    monkeypatch.setattr(compiled.numba, "njit", njit)
+    assert compiled.compiled(len) is len
 
 
 def test_chunks_do_not_matter(monkeypatch, crysae, structures, not_compiled):

@@ -171,7 +171,9 @@ class CrystalGraphConverter(MSONable):
             BondRule(self.cutoff, self.max_neighbors, self.shell_tolerance),
         )
         if bonds.refused:
-            errors = {row: _in_one_place(pair) for row, pair in bonds.refused.items()}
+            errors: dict[int, Exception] = {
+                row: _in_one_place(pair) for row, pair in bonds.refused.items()
+            }
             kept = [row for row in range(len(crystals)) if row not in errors]
             return self.build([crystals[row] for row in kept])[0], errors
         n_species = np.array([len(crystal.species_sites) for crystal in crystals])
