@@ -64,10 +64,10 @@ def load_model(name: str | os.PathLike[str]) -> Any:
     document = read_document(path)
     kind = document.get("@class")
     known: dict[Any, Any] = {CrysAE.__name__: CrysAE}
-    if kind in PREDICTORS:
+    if isinstance(kind, str) and kind in PREDICTORS:
         known = _predictor_classes()
-    if kind not in known:
-        raise ModelFileError(f"{path} holds a {kind!r}, which is no model of this package.")
+    if not isinstance(kind, str) or kind not in known:
+        raise ModelFileError(f"{path} holds a {kind!r}, which is not a model of this package.")
     return build_model(known[kind], document, path)
 
 

@@ -113,8 +113,8 @@ def load_autoencoder(name: str | os.PathLike[str]) -> CrysAE:
     kind = document.get("@class")
     if kind != CrysAE.__name__:
         raise SettingsError(
-            f"{os.fspath(name)} is a {kind}; an encoder comes from a CrysAE, and those that are "
-            "shipped are in list_models()."
+            f"{os.fspath(name)}: an encoder comes from a CrysAE, got a {kind}; list_models() has "
+            "those that are shipped."
         )
     model: CrysAE = build_model(CrysAE, document, path)
     return model

@@ -456,7 +456,7 @@ def test_labels_that_are_no_numbers_or_no_classes(data, tmp_path):
 
 def test_other_models_are_no_encoder(data, ensemble, tmp_path):
     command = ("train", data / "table.csv", "--target", "K", "--out", tmp_path / "m.json.gz")
-    assert "is a CrysXPPRegressor; an encoder comes from" in fails(
+    assert "an encoder comes from a CrysAE, got a CrysXPPRegressor" in fails(
         *command, "--pretrained", ensemble
     )
     (tmp_path / "m.json").mkdir()

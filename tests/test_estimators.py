@@ -40,6 +40,7 @@ from crysxpp_mm.errors import (
     CrysXPPError,
     DataError,
     ModelFileError,
+    NetworkOutputError,
     NoSelectorError,
     SettingsError,
     StructureError,
@@ -553,7 +554,9 @@ def test_save_and_load(fitted, fitted_classifier, tmp_path):
     assert list(load_model(path).predict(SALTS)) == list(fitted_classifier.predict(SALTS))
     with pytest.raises(SettingsError, match="got a CrysXPPClassifier"):
         CrysAEFeaturizer(model=path).featurize(SALTS[0])
-    with pytest.raises(SettingsError, match="got a CrysXPPClassifier"):
+    with pytest.raises(
+        SettingsError, match="an encoder comes from a CrysAE, got a CrysXPPClassifier"
+    ):
         regressor(pretrained=path).fit(SALTS, Y)
 
 
@@ -835,7 +838,7 @@ def test_a_fork_after_training_on_a_gpu_is_named(monkeypatch, forked):
         regressor().fit(SALTS, Y)
 
 
-@pytest.mark.parametrize("name", ["abacus", "cuda:99", 5, None])
+@pytest.mark.parametrize("name", ["abacus", "cuda:99", 5])
 def test_an_accelerator_that_is_absent(fitted, name):
     model = CrysXPPRegressor.from_dict(fitted.as_dict()).set_params(accelerator=name)
     for call in (
@@ -909,3 +912,35 @@ def test_without_a_selector_there_is_no_attribute_of_its_weights():
     assert not hasattr(model, "feature_weights_")
     with pytest.raises(NoSelectorError, match="selector=True"):
         model.explain(SALTS[0])
+
+
+def test_what_belongs_to_a_machine_is_neither_kept_nor_taken_from_a_file(tmp_path):
+    here = {"checkpoint_dir": tmp_path / "runs", "accelerator": "cpu", "devices": "1"}
+    document = regressor(**here).fit(SALTS, Y).as_dict()
+    expected = {"checkpoint_dir": None, "accelerator": "auto", "devices": 1}
+    assert {name: document["settings"][name] for name in expected} == expected
+    document["settings"] |= {"checkpoint_dir": str(tmp_path / "elsewhere"), "devices": 8}
+    _rehash(document)
+    again = CrysXPPRegressor.from_dict(document)
+    assert {name: getattr(again, name) for name in expected} == expected
+
+
+def test_a_prediction_that_is_not_finite_names_the_crystal(fitted, fitted_classifier):
+    for model in (fitted, fitted_classifier):
+        broken = type(model).from_dict(model.as_dict())
+        with torch.no_grad():
+            broken.members_[0].readout.output.weight.fill_(float("nan"))
+        series = pd.Series(SALTS[:2], index=["first", "second"])
+        with pytest.raises(NetworkOutputError, match=r"row 0 \(index 'first'\): .* not finite"):
+            broken.predict(series)
+        assert broken.predict(series, ignore_errors=True).isna().all()
+
+
+def test_fit_and_predict_work_where_gradients_are_off():
+    expected = regressor().fit(SALTS, Y).predict(SALTS)
+    with torch.inference_mode():
+        model = regressor().fit(SALTS, Y)
+        assert np.array_equal(model.predict(SALTS), expected)
+        assert model.contributions(SALTS[0]).table.notna().all().all()
+    model.fine_tune(SALTS, Y, max_epochs=1)  # its weights can still learn
+    assert not np.array_equal(model.predict(SALTS), expected)

@@ -431,7 +431,7 @@ DAMAGE = {
     "the model needs torch.float32 .*1000000": lambda d: d["settings"].update(hidden_dim=1_000_000),
     "makes no sense .*TypeError": lambda d: d.update(settings=None),
     "makes no sense .*AttributeError": lambda d: d.update(converter=5),
-    "is no model of this package": lambda d: d.update({"@class": ["CrysAE"]}),
+    "is not a model of this package": lambda d: d.update({"@class": ["CrysAE"]}),
     "no safetensors document": lambda d: d["weights"].update(
         data=base64.b64encode(b"junk").decode(), sha256=hashlib.sha256(b"junk").hexdigest()
     ),
@@ -475,7 +475,7 @@ def test_foreign_files_are_refused(tmp_path, crysae):
     for content, message in (
         ("[]", "holds no model"),
         ("{", "damaged"),
-        ('{"@class": "Structure"}', "no model of this package"),
+        ('{"@class": "Structure"}', "not a model of this package"),
     ):
         path.write_text(content)
         with pytest.raises(ModelFileError, match=message):

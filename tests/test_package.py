@@ -261,7 +261,7 @@ def test_no_file_is_unpickled(path):
     } | {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     assert not imported & {"dill", "shelve", "marshal", "cloudpickle"}
     if "pickle" in imported:
-        assert path.relative_to(PACKAGE).as_posix() == "featurizers/check.py"
+        assert path.relative_to(PACKAGE).as_posix().startswith("featurizers/check")
 
 
 # What the root of the checkout promises.

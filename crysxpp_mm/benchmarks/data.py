@@ -6,6 +6,7 @@ format), ``mp_structures.zip`` and ``mp_properties.csv``.
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 import zipfile
@@ -57,10 +58,14 @@ class Target:
     reason: str = ""
 
     def transform(self, values: Sequence[float] | NDArray[np.float64]) -> NDArray[np.float64]:
-        """What is learned of the property, shape ``(n_rows,)``; NaN where it is not valid."""
+        """Values to learn, shape ``(n_rows,)``; NaN where the property is not valid.
+
+        The logarithm is the C library's: the last digit of numpy's depends on the processor, and
+        finished rows are found by a hash of these values.
+        """
         learned = np.array(values, dtype=np.float64)
         learned[~((learned > self.low) & (learned <= self.high))] = np.nan
-        return np.log10(learned) if self.log10 else learned
+        return np.array([math.log10(value) for value in learned]) if self.log10 else learned
 
 
 TARGETS = (

@@ -15,8 +15,9 @@ from crysxpp_mm.benchmarks.properties import LabelledCrystals, find_property
 from crysxpp_mm.benchmarks.runner import HERE, Place, check_names
 from crysxpp_mm.benchmarks.small_data import FRACTION
 from crysxpp_mm.compute import one_torch_thread
-from crysxpp_mm.explain import SparsityPath, plot_explanation, plot_sparsity_path, sparsity_path
+from crysxpp_mm.explain import SparsityPath, sparsity_path
 from crysxpp_mm.model_zoo import load_model
+from crysxpp_mm.plots import plot_explanation, plot_sparsity_path
 
 FIGURES: Mapping[str, Mapping[str, str]] = {
     "crysxpp-formation-energy": {"BaEr2F8": "mp-12803", "AuC": "mp-1008661"},

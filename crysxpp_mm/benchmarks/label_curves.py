@@ -23,7 +23,7 @@ from crysxpp_mm.benchmarks.small_data import (
     summarize,
 )
 from crysxpp_mm.benchmarks.trials import RUNS, Trials
-from crysxpp_mm.plotting import draw_label_curves
+from crysxpp_mm.plots import draw_label_curves
 
 FRACTIONS = (0.01, 0.05, 0.2, 0.4, 0.6, 0.8)
 PROPERTY_NAMES = ("formation energy", "bulk modulus")

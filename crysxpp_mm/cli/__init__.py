@@ -1,7 +1,7 @@
 """The command line: ``crysxpp --help``.
 
-A command is a function of a module here, its options are annotations. What a command needs is
-imported when it runs, so that the help is there at once.
+A command is a function that its module is named after, and its options are annotations. What it
+needs is imported when it runs, so that the help is there at once.
 """
 
 from __future__ import annotations
@@ -90,15 +90,6 @@ def main(
     )
 
 
-for command in (
-    demo.demo,
-    featurize.featurize,
-    graphs.graphs,
-    pretrain.pretrain,
-    train.train,
-    predict.predict,
-    explain.explain,
-    models.models,
-):
-    app.command()(command)
+for module in (demo, featurize, graphs, pretrain, train, predict, explain, models):
+    app.command()(getattr(module, module.__name__.rpartition(".")[2]))
 app.add_typer(benchmark.app, name="benchmark")

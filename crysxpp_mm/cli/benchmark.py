@@ -9,13 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from crysxpp_mm.cli.options import (
-    BenchmarkData,
-    BenchmarkGraphs,
-    BenchmarkOut,
-    BenchmarkSeeds,
-    Model,
-)
+from crysxpp_mm.cli import options
 
 if TYPE_CHECKING:
     from crysxpp_mm.benchmarks.runner import Place
@@ -36,9 +30,9 @@ def _place(data: Path | None, out: Path, graphs: Path | None = None) -> Place:
 
 @app.command()
 def speed(
-    data: BenchmarkData = None,
-    out: BenchmarkOut = Path("benchmark-results"),
-    model: Model = None,
+    data: options.BenchmarkData = None,
+    out: options.BenchmarkOut = Path("benchmark-results"),
+    model: options.Model = None,
 ) -> None:
     """Measure how fast everything is.
 
@@ -56,8 +50,8 @@ def speed(
 
 @app.command()
 def columns(
-    data: BenchmarkData = None,
-    out: BenchmarkOut = Path("benchmark-results"),
+    data: options.BenchmarkData = None,
+    out: options.BenchmarkOut = Path("benchmark-results"),
     model: Annotated[
         list[str] | None,
         typer.Option(
@@ -88,9 +82,9 @@ def columns(
 
 @app.command()
 def small_data(
-    data: BenchmarkData = None,
-    out: BenchmarkOut = Path("benchmark-results"),
-    graphs: BenchmarkGraphs = None,
+    data: options.BenchmarkData = None,
+    out: options.BenchmarkOut = Path("benchmark-results"),
+    graphs: options.BenchmarkGraphs = None,
     properties: Annotated[
         list[str] | None,
         typer.Option(
@@ -99,7 +93,7 @@ def small_data(
             show_default=False,
         ),
     ] = None,
-    seeds: BenchmarkSeeds = 3,
+    seeds: options.BenchmarkSeeds = 3,
     n_members: Annotated[
         int | None,
         typer.Option(
@@ -126,26 +120,21 @@ def small_data(
 
     place = _place(data, out, graphs)
     if curves:
-        label_curves.run_label_curves(
-            place,
-            properties=properties or label_curves.PROPERTY_NAMES,
-            seeds=range(seeds),
-            n_members=n_members or 1,
-        )
+        names, members = properties or label_curves.PROPERTY_NAMES, n_members or 1
+        run = label_curves.run_label_curves
+        run(place, properties=names, seeds=range(seeds), n_members=members)
     else:
+        members = n_members or small_data.N_MEMBERS
         small_data.run_small_data(
-            place,
-            properties=properties,
-            seeds=range(seeds),
-            n_members=n_members or small_data.N_MEMBERS,
+            place, properties=properties, seeds=range(seeds), n_members=members
         )
 
 
 @app.command()
 def pretraining(
-    data: BenchmarkData = None,
-    out: BenchmarkOut = Path("benchmark-results"),
-    graphs: BenchmarkGraphs = None,
+    data: options.BenchmarkData = None,
+    out: options.BenchmarkOut = Path("benchmark-results"),
+    graphs: options.BenchmarkGraphs = None,
     runs: Annotated[Path, typer.Option(help="Folder of the pretrainings.")] = Path(
         "pretraining-runs"
     ),
@@ -175,9 +164,9 @@ def pretraining(
 
 @app.command()
 def predictors(
-    data: BenchmarkData = None,
-    out: BenchmarkOut = Path("benchmark-results"),
-    graphs: BenchmarkGraphs = None,
+    data: options.BenchmarkData = None,
+    out: options.BenchmarkOut = Path("benchmark-results"),
+    graphs: options.BenchmarkGraphs = None,
     folder: Annotated[Path, typer.Option(help="Where the predictors go, a folder each.")] = Path(
         "predictors"
     ),
@@ -221,8 +210,8 @@ def predictors(
 
 @app.command()
 def intervals(
-    data: BenchmarkData = None,
-    out: BenchmarkOut = Path("benchmark-results"),
+    data: options.BenchmarkData = None,
+    out: options.BenchmarkOut = Path("benchmark-results"),
     n_splits: Annotated[int, typer.Option(min=1, help="Random splits of each table.")] = 20,
     n_members: Annotated[int, typer.Option(min=1, help="Networks of an ensemble.")] = 1,
 ) -> None:
@@ -244,9 +233,9 @@ def intervals(
 
 @app.command()
 def experiment(
-    data: BenchmarkData = None,
-    out: BenchmarkOut = Path("benchmark-results"),
-    graphs: BenchmarkGraphs = None,
+    data: options.BenchmarkData = None,
+    out: options.BenchmarkOut = Path("benchmark-results"),
+    graphs: options.BenchmarkGraphs = None,
     models: Annotated[Path, typer.Option(help="Folder of the DFT models.")] = Path(
         "experiment-models"
     ),
@@ -258,7 +247,7 @@ def experiment(
             show_default=False,
         ),
     ] = None,
-    seeds: BenchmarkSeeds = 3,
+    seeds: options.BenchmarkSeeds = 3,
     max_epochs: Annotated[int, typer.Option(min=1, help="Epochs of every fit.")] = 40,
 ) -> None:
     """Measure what experiments add to a model that has learned DFT.
@@ -284,10 +273,10 @@ def experiment(
 
 @app.command()
 def ablations(
-    data: BenchmarkData = None,
-    out: BenchmarkOut = Path("benchmark-results"),
-    graphs: BenchmarkGraphs = None,
-    seeds: BenchmarkSeeds = 3,
+    data: options.BenchmarkData = None,
+    out: options.BenchmarkOut = Path("benchmark-results"),
+    graphs: options.BenchmarkGraphs = None,
+    seeds: options.BenchmarkSeeds = 3,
 ) -> None:
     """Measure what each part of CrysXPP is worth.
 
@@ -305,9 +294,9 @@ def ablations(
 
 @app.command()
 def explanations(
-    data: BenchmarkData = None,
-    graphs: BenchmarkGraphs = None,
-    out: BenchmarkOut = Path("benchmark-results"),
+    data: options.BenchmarkData = None,
+    graphs: options.BenchmarkGraphs = None,
+    out: options.BenchmarkOut = Path("benchmark-results"),
 ) -> None:
     """Explain the crystals of the article's Figs. 4-6, and draw the L1 path.
 

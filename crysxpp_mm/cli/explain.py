@@ -144,7 +144,7 @@ def _write_tables(
 
 def _draw(out: Path, shown: Sequence[Explained]) -> int:
     """Draw a picture of the weights of each crystal, and of its contributions; count them."""
-    from crysxpp_mm.explain import plot_contributions, plot_explanation
+    from crysxpp_mm.plots import plot_contributions, plot_explanation
 
     pictures = _picture_names([name for name, _, _ in shown])
     for picture, (_, weights, added) in zip(pictures, shown, strict=True):

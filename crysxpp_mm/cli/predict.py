@@ -10,17 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from crysxpp_mm.cli import options
 from crysxpp_mm.cli.inputs import open_crystals
-from crysxpp_mm.cli.options import (
-    Column,
-    CrystalSource,
-    DataHome,
-    KeepDoubts,
-    KeepErrors,
-    Parsers,
-    Predictor,
-    TableOut,
-)
 from crysxpp_mm.cli.rows import Block, compute_rows, write_rows
 from crysxpp_mm.cli.tables import check_output
 from crysxpp_mm.errors import SettingsError
@@ -33,10 +24,10 @@ if TYPE_CHECKING:
 
 
 def predict(
-    source: CrystalSource,
-    model: Predictor,
-    out: TableOut = Path("predictions.csv"),
-    column: Column = None,
+    source: options.CrystalSource,
+    model: options.Predictor,
+    out: options.TableOut = Path("predictions.csv"),
+    column: options.Column = None,
     std: Annotated[
         bool,
         typer.Option("--std", help="Add the standard deviation over the members of the ensemble."),
@@ -53,10 +44,10 @@ def predict(
         bool,
         typer.Option("--domain", help="Add how far each crystal is from those learned from."),
     ] = False,
-    ignore_errors: KeepErrors = False,
-    keep_doubts: KeepDoubts = False,
-    num_workers: Parsers = 0,
-    data_home: DataHome = None,
+    ignore_errors: options.KeepErrors = False,
+    keep_doubts: options.KeepDoubts = False,
+    num_workers: options.Parsers = 0,
+    data_home: options.DataHome = None,
 ) -> None:
     """Predict properties of crystals.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 import typer
 
@@ -16,6 +16,8 @@ from crysxpp_mm.errors import DataError
 if TYPE_CHECKING:
     import pandas as pd
 
+    from crysxpp_mm.cli.inputs import Crystals
+
 
 class Block(NamedTuple):
     """Rows that were computed together."""
@@ -24,15 +26,6 @@ class Block(NamedTuple):
     columns: pd.DataFrame  # a row for each name that has no error, by its position
     errors: Mapping[int, str]  # why the others have no numbers, by position
     notes: Mapping[int, str] = {}
-
-
-class Source(Protocol):
-    """Crystals of a command, as ``inputs.Crystals``."""
-
-    names: list[str]
-    label: str
-    table: pd.DataFrame | None
-    column: str
 
 
 class Rows(NamedTuple):
@@ -45,7 +38,7 @@ class Rows(NamedTuple):
 
 
 def compute_rows(
-    blocks: Iterable[Block], source: Source, *, ignore_errors: bool, unit: str, done: str
+    blocks: Iterable[Block], source: Crystals, *, ignore_errors: bool, unit: str, done: str
 ) -> Rows:
     """Collect blocks behind a progress bar.
 
@@ -89,7 +82,7 @@ def compute_rows(
 
 
 def write_rows(
-    rows: Rows, source: Source, out: Path, *, ignore_errors: bool, unit: str, what: str
+    rows: Rows, source: Crystals, out: Path, *, ignore_errors: bool, unit: str, what: str
 ) -> None:
     """Write the table of a command, and tell what it holds and what failed.
 

@@ -10,34 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from crysxpp_mm.cli import options
 from crysxpp_mm.cli.inputs import open_crystals, read_labels
 from crysxpp_mm.cli.labelled import LabelledGraphs, gather, hold_out
 from crysxpp_mm.cli.learning import lightning_run, short_warnings
-from crysxpp_mm.cli.options import (
-    Accelerator,
-    CheckpointDir,
-    Classify,
-    Column,
-    CrystalSource,
-    DataHome,
-    Devices,
-    EstimatorSettings,
-    Groups,
-    IdColumn,
-    LabelTable,
-    LeaveOutLabels,
-    MaxEpochs,
-    Members,
-    ModelOut,
-    Parsers,
-    Pretrained,
-    Seed,
-    Targets,
-    TestFraction,
-    Transforms,
-    Units,
-    ValidationFraction,
-)
 from crysxpp_mm.cli.tables import check_writable
 from crysxpp_mm.errors import SettingsError
 
@@ -54,29 +30,29 @@ OPTIONS = {"target_names": "--target", "units": "--unit"}
 
 
 def train(
-    source: CrystalSource,
-    target: Targets,
-    out: ModelOut = Path("model.json.gz"),
-    labels: LabelTable = None,
-    id_column: IdColumn = None,
-    column: Column = None,
-    classify: Classify = False,
-    transform: Transforms = None,
-    unit: Units = None,
-    pretrained: Pretrained = None,
-    config: EstimatorSettings = None,
-    max_epochs: MaxEpochs = 40,
-    n_members: Members = 1,
-    seed: Seed = 0,
-    validation_fraction: ValidationFraction = 0.1,
-    test_fraction: TestFraction = 0.0,
-    groups: Groups = None,
-    checkpoint_dir: CheckpointDir = None,
-    accelerator: Accelerator = "auto",
-    devices: Devices = 1,
-    ignore_errors: LeaveOutLabels = False,
-    num_workers: Parsers = 0,
-    data_home: DataHome = None,
+    source: options.CrystalSource,
+    target: options.Targets,
+    out: options.ModelOut = Path("model.json.gz"),
+    labels: options.LabelTable = None,
+    id_column: options.IdColumn = None,
+    column: options.Column = None,
+    classify: options.Classify = False,
+    transform: options.Transforms = None,
+    unit: options.Units = None,
+    pretrained: options.Pretrained = None,
+    config: options.EstimatorSettings = None,
+    max_epochs: options.MaxEpochs = 40,
+    n_members: options.Members = 1,
+    seed: options.Seed = 0,
+    validation_fraction: options.ValidationFraction = 0.1,
+    test_fraction: options.TestFraction = 0.0,
+    groups: options.Groups = None,
+    checkpoint_dir: options.CheckpointDir = None,
+    accelerator: options.Accelerator = "auto",
+    devices: options.Devices = 1,
+    ignore_errors: options.LeaveOutLabels = False,
+    num_workers: options.Parsers = 0,
+    data_home: options.DataHome = None,
 ) -> None:
     """Train a property predictor on labelled crystals.
 
@@ -187,14 +163,14 @@ def _by_target(option: str, values: list[str] | None, targets: list[str]) -> dic
 
 
 def _estimator(
-    config: Path | None, *, classify: bool, **options: Any
+    config: Path | None, *, classify: bool, **settings: Any
 ) -> CrysXPPRegressor | CrysXPPClassifier:
     """Make the estimator that is to be fitted.
 
     Args:
         config: File of further settings.
         classify: Whether it learns classes.
-        **options: Settings by the names that the estimator has for them; one that it does not know
+        **settings: Settings by the names that the estimator has for them; one that it does not know
             has to be None.
 
     Raises:
@@ -208,11 +184,11 @@ def _estimator(
     further: dict[str, Any] = {}
     if config is not None:
         further = read_settings(config)
-        if given := [name for name in further if name in options]:
+        if given := [name for name in further if name in settings]:
             option = OPTIONS.get(given[0], f"--{given[0].replace('_', '-')}")
             raise SettingsError(f"{config}: give {given[0]} by the option {option}.")
-        refuse_unknown(config, further, known=known - set(options))
-    own = {name: value for name, value in options.items() if name in known or value is not None}
+        refuse_unknown(config, further, known=known - set(settings))
+    own = {name: value for name, value in settings.items() if name in known or value is not None}
     return kind(**own, **further)
 
 

@@ -15,7 +15,7 @@ import torch
 from pymatgen.core import Element
 from torch import Tensor
 
-from crysxpp_mm.compute import one_torch_thread
+from crysxpp_mm.compute import ready_to_learn
 from crysxpp_mm.elements import PROPERTIES
 from crysxpp_mm.graph.arrays import CrystalGraphs
 from crysxpp_mm.graph.batch import ATOM_FEATURES, DISTANCE, ELEMENT_FRACTIONS, WEIGHT
@@ -95,7 +95,7 @@ class Contributions:
         )
 
 
-@one_torch_thread()
+@ready_to_learn()
 def contributions(
     members: Sequence[CrysXPP],
     structure: Any,
@@ -173,8 +173,7 @@ def _integrate(model: CrysXPP, graphs: CrystalGraphs, output: int, n_points: int
         inputs = [(full[field] * share).requires_grad_() for field in fields]
         for field, tensor in zip(fields, inputs, strict=True):
             graph.ndata[field] = tensor
-        with torch.enable_grad():
-            return network(graph)[0, output], inputs
+        return network(graph)[0, output], inputs
 
     points, weights = np.polynomial.legendre.leggauss(n_points)
     gradients = [torch.zeros_like(full[field]) for field in fields]

@@ -112,7 +112,7 @@ def model_card(name: str, model: CrysAE, curves: pd.DataFrame, summary: str) -> 
 
 
 def _rebuilt(measured: Mapping[str, Any]) -> dict[str, float]:
-    """What was measured of the reconstruction, by its name on the card."""
+    """Quality of the reconstruction, by its names on the card."""
     rows = {text: measured[key] for key, text in REBUILT.items() if key in measured}
     features: dict[str, float] = measured.get("atom_feature_accuracy", {})
     return rows | {f"{name}, accuracy of its bin": value for name, value in features.items()}

@@ -279,7 +279,7 @@ def _changed(estimator: PropertyEstimator) -> dict[str, Any]:
 
 
 def _origin(estimator: PropertyEstimator) -> str:
-    """Where the encoder started, for the card."""
+    """Start of the encoder, for the card."""
     weights = estimator.members_[0].metadata.get("pretrained")
     if not weights:
         return "chance"

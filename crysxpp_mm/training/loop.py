@@ -48,7 +48,7 @@ class RunOptions:
 
     folder: Path | None = None
     resume: bool = False
-    accelerator: str = "cpu"
+    accelerator: str | None = "cpu"
     devices: int | str = 1
 
 
@@ -119,7 +119,9 @@ def run_training(
         FloatingPointError: the loss is no longer finite.
         KeyboardInterrupt, SystemExit: Ctrl-C, SIGTERM.
     """
-    accelerator = default_device() if options.accelerator == "auto" else options.accelerator
+    accelerator = options.accelerator
+    if accelerator is None or accelerator == "auto":
+        accelerator = default_device()
     alone = options.devices in (1, "1")
     checkpoint = options.folder is not None and options.resume
     with (
