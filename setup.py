@@ -12,6 +12,7 @@ exec((ROOT / "crysxpp_mm" / "version.py").read_text(), version)
 DASK = ["dask[dataframe]>=2024.8"]
 NOTEBOOKS = ["ipykernel>=6.29", "ipywidgets>=8.1", "jupyterlab>=4.0", "nbconvert>=7.16"]
 DEV = [
+    "ase>=3.22",
     "import-linter>=2.1",
     "mypy>=1.13",
     "nbclient>=0.10",

@@ -213,7 +213,8 @@ ODD = {
         columns="label fract_x fract_y fract_z occupancy", symmetry=listed("x,y,z"),
     ),
     "uncertainties": text_of(
-        "Na 0.1(2) 0.2000(13) -0.3\nCl .5(1) 1.25(2) 0.5", cell="5.64(1) 5.64(1) 5.6(4) 90 90 90(1)",
+        "Na 0.1(2) 0.2000(13) -0.3\nCl .5(1) 1.25(2) 0.5",
+        cell="5.64(1) 5.64(1) 5.6(4) 90 90 90(1)",
         symmetry=listed("x,y,z"),
     ),
     "deuterium": text_of("D1 0.1 0.1 0.1\nH1 0.4 0.4 0.4\nO1 0 0 0", symmetry=listed("x,y,z")),
@@ -239,7 +240,9 @@ ODD = {
     "unknown values elsewhere": text_of(NACL, symmetry=listed("x,y,z"), extra="_cell_volume ?"),
     "triclinic": text_of("Na 0.1 0.2 0.3\nCl 0.6 0.7 0.8", cell="4.1 5.2 6.3 71 82 93.5",
                          symmetry=listed("x,y,z", "-x,-y,-z")),
-    "same formula": text_of(NACL, symmetry=named("F m -3 m"), extra="_chemical_formula_sum 'Cl Na'"),
+    "same formula": text_of(
+        NACL, symmetry=named("F m -3 m"), extra="_chemical_formula_sum 'Cl Na'"
+    ),
     "charged formula": text_of(
         NACL, symmetry=named("F m -3 m"), extra="_chemical_formula_sum 'Na Cl 1+'"
     ),

@@ -222,21 +222,12 @@ def measure_files(
             [columns, lambda: [Structure.from_str(text, fmt="cif") for text in some]],
             rounds=rounds,
         )
+    rates = (len(texts) / statistics.median(ours), len(some) / statistics.median(theirs))
+    names = ("to columns", "pymatgen's reading of the files alone")
     part = f"a zip of {len(texts)} CIF files, one thread"
     return [
-        Measure(
-            part=part,
-            measure="to columns",
-            value=len(texts) / statistics.median(ours),
-            unit="files/s",
-            goal=">= 1000",
-        ),
-        Measure(
-            part=part,
-            measure="pymatgen's reading of the files alone",
-            value=len(some) / statistics.median(theirs),
-            unit="files/s",
-        ),
+        Measure(part=part, measure=name, value=rate, unit="files/s", goal=goal)
+        for name, rate, goal in zip(names, rates, (">= 1000", ""), strict=True)
     ]
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from itertools import compress
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import gemmi
 import numpy as np
@@ -291,7 +291,7 @@ def formula_mismatch(formula: str, crystal: Crystal) -> str:
     return _shortage(formula, expected, found)
 
 
-def _shortage(formula: str, expected: Mapping[int, float], found: NDArray[np.float64]) -> str:
+def _shortage(formula: str, expected: Mapping[int, float], found: NDArray[Any]) -> str:
     """The element of which a list of sites has too little; empty if there is none."""
     ratios = {z: found[z] / amount for z, amount in expected.items()}
     units = sorted(ratios.values())[len(ratios) // 2]

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from monty.json import MSONable
+from numpy.typing import NDArray
 from pymatgen.core import IStructure
 
 from crysxpp_mm.errors import SettingsError, StructureError, StructureTypeError
 from crysxpp_mm.graph.arrays import CrystalGraphs, offsets_from_counts
-from crysxpp_mm.graph.bonds import BondRule, OnePlace, find_bonds
+from crysxpp_mm.graph.bonds import BondRule, Bonds, OnePlace, find_bonds
 from crysxpp_mm.graph.crystal import Crystal, read_crystal
 from crysxpp_mm.settings import number, whole_number
 
@@ -176,21 +177,7 @@ class CrystalGraphConverter(MSONable):
             }
             kept = [row for row in range(len(crystals)) if row not in errors]
             return self.build([crystals[row] for row in kept])[0], errors
-        n_species = np.array([len(crystal.species_sites) for crystal in crystals])
-        graphs = CrystalGraphs.trusted(
-            atom_offsets=offsets_from_counts(n_sites),
-            bond_offsets=offsets_from_counts(bonds.counts),
-            species_offsets=offsets_from_counts(n_species),
-            **{
-                name: np.concatenate([getattr(crystal, name) for crystal in crystals])
-                for name in ("species_sites", "species_numbers", "occupancies")
-            },
-            degrees=bonds.degrees,
-            neighbors=bonds.neighbors,
-            distances=bonds.distances.astype(np.float32),
-            weights=bonds.weights,
-        )
-        return graphs, {}
+        return _join(crystals, n_sites, bonds), {}
 
 
 def _in_one_place(pair: OnePlace) -> StructureError:
@@ -198,4 +185,23 @@ def _in_one_place(pair: OnePlace) -> StructureError:
         f"sites {pair.first} and {pair.second} are in one place ({pair.distance:.2g} Angstrom "
         "apart); remove one of them, or describe a mixed site by partial occupancies "
         "(Structure.merge_sites helps)."
+    )
+
+
+def _join(crystals: Sequence[Crystal], n_sites: NDArray[np.int64], bonds: Bonds) -> CrystalGraphs:
+    """The graphs of crystals and their bonds."""
+    n_species = np.array([len(crystal.species_sites) for crystal in crystals])
+    species = {
+        name: np.concatenate([getattr(crystal, name) for crystal in crystals])
+        for name in ("species_sites", "species_numbers", "occupancies")
+    }
+    return CrystalGraphs.trusted(
+        atom_offsets=offsets_from_counts(n_sites),
+        bond_offsets=offsets_from_counts(bonds.counts),
+        species_offsets=offsets_from_counts(n_species),
+        degrees=bonds.degrees,
+        neighbors=bonds.neighbors,
+        distances=bonds.distances.astype(np.float32),
+        weights=bonds.weights,
+        **species,
     )
