@@ -32,6 +32,8 @@ FEW = 19
 """Crystals of a number of elements that have a ``QUANTILE`` of their own."""
 LEAST_UNIT = 1e-3
 """Least unit of the relative distance; every column of the embedding has been brought to 1."""
+UNLIMITED = 1e9
+"""Stands for no limit."""
 LIMITED = ("bond_over_radii", "loneliest_site", "loosest_site", "fewest_neighbors")
 """Measures of ``bond_measures`` that have limits."""
 _BOUNDED = {"bond_over_radii": (True, True), "fewest_neighbors": (True, False)}
@@ -167,8 +169,11 @@ class TrainingDomain:
                 "bond_over_radii": measures["bond_over_radii"],
             }
         )
+        bonds = measures[list(LIMITED)].to_numpy()
         table["learned_from"] = self.reference.find(graphs) >= 0
-        table["reason"] = self._reasons(table, measures[list(LIMITED)].to_numpy())
+        table["reason"] = self._reasons(
+            table, np.minimum(bonds, UNLIMITED) if self.first else bonds
+        )
         table["in_domain"] = table["reason"] == ""
         return pd.concat([table, self._nearest(rows)], axis=1)
 
@@ -186,7 +191,7 @@ class TrainingDomain:
                 texts[row].append(f"no training crystal has {seen}")
         for row in np.flatnonzero(~table["size_in_range"].to_numpy()):
             least, most = self.sizes
-            texts[row].append(f"{table['n_sites'][row]} sites, learned from {least} to {most}")
+            texts[row].append(f"cell of {table['n_sites'][row]}, learned from {least} to {most}")
         for row, measure in np.argwhere(_beyond(bonds, self.limits)).tolist():
             least, most = self.limits[measure]
             text = _IN_WORDS[LIMITED[measure]].format(bonds[row, measure], least, most)
@@ -308,14 +313,14 @@ def _first_version(document: Mapping[str, Any]) -> dict[str, Any]:
     reference = ReferenceSet(
         names=[""] * n_reference,
         formulas=[""] * n_reference,
-        marks=np.full((n_reference, 5), np.inf, dtype=np.float32),
+        marks=np.full((n_reference, 5), UNLIMITED, dtype=np.float32),
         values=np.empty((n_reference, 0), dtype=np.float16),
         places=arrays.pop("reference").astype(np.float16),
         **{name: arrays.pop(name) for name in ("mean", "scale", "components")},
     )
     return {
         "reference": reference,
-        "limits": np.tile([-np.inf, np.inf], (len(LIMITED), 1)),
+        "limits": np.tile([-UNLIMITED, UNLIMITED], (len(LIMITED), 1)),
         "units": np.repeat(arrays.pop("unit"), 3),
         **arrays,
     }
@@ -346,7 +351,7 @@ def _kinds(n_elements: NDArray[np.int64]) -> NDArray[np.int64]:
 
 def _limits(bonds: NDArray[np.float64]) -> NDArray[np.float64]:
     """Least and largest value of each measure, ``EXTREME`` of the crystals beyond them."""
-    limits = np.tile([-np.inf, np.inf], (bonds.shape[1], 1))
+    limits = np.tile([-UNLIMITED, UNLIMITED], (bonds.shape[1], 1))
     for column, name in enumerate(LIMITED):
         known = bonds[np.isfinite(bonds[:, column]), column]
         below, above = _BOUNDED.get(name, (False, True))
