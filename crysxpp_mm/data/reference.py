@@ -228,7 +228,7 @@ def marks_of(graphs: CrystalGraphs) -> NDArray[np.float32]:
         return np.empty((0, 5), dtype=np.float32)
     bonds = SiteBonds(graphs, graphs.distances.astype(np.float64))
     nearest, mean = (np.where(np.isfinite(part), part, 0.0) for part in (bonds.nearest, bonds.mean))
-    number = np.arange(MAX_ATOMIC_NUMBER + 1)
+    number = np.arange(MAX_ATOMIC_NUMBER + 1, dtype=np.float64)
     first, second = (site_means(graphs, number * step % 1) for step in (0.6180339887, 0.4142135624))
     sites = (nearest, mean, first * nearest, first * mean, second * mean)
     starts = graphs.atom_offsets[:-1]
@@ -261,7 +261,7 @@ def _half(values: NDArray[np.floating] | None, n_crystals: int) -> NDArray[np.fl
     if values is None:
         return np.empty((n_crystals, 0), dtype=np.float16)
     largest = float(np.finfo(np.float16).max)
-    return np.clip(values, -largest, largest).astype(np.float16)
+    return np.asarray(np.clip(values, -largest, largest), dtype=np.float16)
 
 
 class Arrays(nn.Module):

@@ -185,26 +185,25 @@ class TrainingDomain:
     def _reasons(self, table: pd.DataFrame, bonds: NDArray[np.float64]) -> NDArray[np.object_]:
         """Why each crystal is outside, in words; empty where it is inside."""
         texts: list[list[str]] = [[] for _ in range(len(table))]
-        far = (table["relative_distance"] > 1).to_numpy()
-        for row, seen in enumerate(table["unseen_elements"]):
-            if seen:
-                texts[row].append(f"no training crystal has {seen}")
-        for row in np.flatnonzero(~table["size_in_range"].to_numpy()):
-            least, most = self.sizes
-            texts[row].append(f"cell of {table['n_sites'][row]}, learned from {least} to {most}")
-        for row, measure in np.argwhere(_beyond(bonds, self.limits)).tolist():
-            least, most = self.limits[measure]
-            text = _IN_WORDS[LIMITED[measure]].format(bonds[row, measure], least, most)
-            texts[row].append("a site without neighbors" if np.isinf(bonds[row, measure]) else text)
-        for row in np.flatnonzero(far):
-            times = table["relative_distance"][row]
-            texts[row].append(f"{times:.3g} times as far from them as training crystals are")
-        known = table["learned_from"]
-        joined = [
-            "" if same else "; ".join(dict.fromkeys(found))
-            for found, same in zip(texts, known, strict=True)
-        ]
-        return np.array(joined, dtype=object)
+
+        def note(rows: Any, text: str, *columns: Any) -> None:
+            for row in np.flatnonzero(rows):
+                texts[row].append(text.format(*(column[row] for column in columns)))
+
+        seen, sizes = table["unseen_elements"], self.sizes
+        note(seen != "", "no training crystal has {}", seen)
+        within = f", learned from {sizes[0]} to {sizes[1]}"
+        note(~table["size_in_range"], "cell of {}" + within, table["n_sites"])
+        lonely = np.isinf(bonds).any(axis=1)
+        note(lonely, "a site without neighbors")
+        for measure, (least, most) in enumerate(self.limits.tolist()):
+            beyond = _beyond(bonds, self.limits)[:, measure] & ~lonely
+            limits = np.full((2, len(table)), [[least], [most]])
+            note(beyond, _IN_WORDS[LIMITED[measure]], bonds[:, measure], *limits)
+        far = table["relative_distance"]
+        note(far > 1, "{:.3g} times as far from them as training crystals are", far)
+        joined = np.array([*map("; ".join, texts), None], dtype=object)[:-1]
+        return np.where(table["learned_from"], "", joined)
 
     def _nearest(self, rows: NDArray[np.int64]) -> pd.DataFrame:
         """Names and formulas of the nearest training crystals; None where there are none."""
