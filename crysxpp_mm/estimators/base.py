@@ -288,7 +288,14 @@ class PropertyEstimator(
         stage: StageName,
     ) -> Trained:
         """Train the networks in place."""
-        training = self._training(data, rows, options, stage)
+        training = TrainingData(
+            graphs=data.graphs,
+            encoded=data.encoded,
+            rows=rows,
+            options=options,
+            make_objective=partial(self._objective, data.targets),
+            stage=stage,
+        )
         return train_members(networks, training, self, type(self).__name__)
 
     def _looked_back(
@@ -334,30 +341,25 @@ class PropertyEstimator(
         """
         self._check_fitted()
         data = gather(LearningInput(X, y), self.converter_, self._targets, anew=False)
-        options = self._checked_options()
-        rows = self._split(data, options)
+        rows = self._split(data, self._checked_options())
         view = View(self.members_, self._targets, self.members_[0])
-        training = self._training(data, rows, options, "fit")
-        if len(self.history_) != 1 or training.record()["data_hash"] != self.data_hash_:
+        again = deepcopy(view.embedder)
+        self._start(again, data.encoded[rows.train])
+        domain, calibration = self._looked_back(view, data, rows, "fit")
+        if not (
+            [(stage["n_train"], stage["n_validation"]) for stage in self.history_]
+            == [(len(rows.train), len(rows.held_out))]
+            and np.allclose(again.target_mean, view.embedder.target_mean)
+            and np.allclose(again.target_scale, view.embedder.target_scale)
+            and np.array_equal(domain.elements, self.domain_.elements)
+            and np.array_equal(domain.sizes, self.domain_.sizes)
+        ):
             raise DataError(
                 "these are not the crystals and labels that the model has learned from, or not all "
                 "of them; give those of its one fit, in their order."
             )
-        self.domain_, self.calibration_ = self._looked_back(view, data, rows, "fit")
-        self._embedder = None
+        self.domain_, self.calibration_ = domain, calibration
         return self
-
-    def _training(
-        self, data: Gathered, rows: FitRows, options: FitOptions, stage: StageName
-    ) -> TrainingData:
-        return TrainingData(
-            graphs=data.graphs,
-            encoded=data.encoded,
-            rows=rows,
-            options=options,
-            make_objective=partial(self._objective, data.targets),
-            stage=stage,
-        )
 
     def _keep(self, trained: Trained, data: Gathered, calibration: Calibration | None) -> None:
         self.left_out_ = data.left_out
