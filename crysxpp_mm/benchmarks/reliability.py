@@ -51,6 +51,34 @@ COMMAND = "crysxpp benchmark reliability"
 RUNS = "reliability_crystals.csv"
 SHIPPED = "calibrated.csv"
 KINDS = ("elements", "binaries", "more elements")
+_SPLITS = (
+    "A fifth of the crystals of a table is predicted; of the others a tenth chooses the epoch and "
+    "calibrates. `CrysXPPRegressor` with its default settings, one network (band gap: "
+    f"`transform='nonnegative'`). {N_SPLITS} random splits of each are the aim; `splits` says how "
+    "many are finished, all of them pooled."
+)
+_COLUMNS = {
+    "thirds": "coverage among the test crystals of each split with the narrowest, the middle and "
+    "the widest intervals",
+    "outside": "coverage outside the domain",
+    "width": "mean width over that of intervals of one width for all; below 1 is better",
+    "rank correlation": "Spearman's, of width and error, mean over the splits; one width has none",
+    "one width": "coverage of intervals of one width: of all crystals, of those outside the "
+    "domain, and of the third that the difficulty calls hardest",
+}
+_DOMAIN = (
+    "Mean absolute error of the test crystals, share of them outside the domain and their error; "
+    "then share outside, error and number by number of elements."
+)
+_SHIPPED = (
+    "One split each, on the test crystals that the predictors never saw. `spread`: widths by the "
+    "spread of the networks alone, much as earlier versions had them."
+)
+_SETS = (
+    "`{predictor}`: sets of 90 % hold the class of {coverage:.1%} of {n_test:.0f} crystals "
+    "({coverage_outside:.1%} of those outside the domain, which are {outside:.1%}); "
+    "{two_classes:.1%} have both classes."
+)
 Numbers = NDArray[np.float64]
 
 
@@ -314,59 +342,25 @@ def tabulate(crystals: pd.DataFrame, shipped: pd.DataFrame | None) -> tuple[pd.D
     )
     names = {"target": "target", "unit": "unit"}
     blocks = [
-        (
-            f"A fifth of the crystals of a table is predicted; of the others a tenth chooses the epoch "
-            f"and calibrates. `CrysXPPRegressor` with its default settings, one network (band gap: "
-            f'`transform="nonnegative"`). {N_SPLITS} random splits of each are the aim; '
-            f"`splits` says how many are finished. All splits of a table are pooled."
-        ),
+        _SPLITS,
         "## Intervals of 90 %",
         markdown_table(_intervals(summary, names)),
-        bullets(
-            (
-                (
-                    "thirds: coverage among the third of the test crystals of each split with the "
-                    "narrowest, the middle and the widest intervals."
-                ),
-                "width: mean width over that of intervals of one width for all; below 1 is better.",
-                (
-                    "rank correlation: Spearman's, of width and error, mean over the splits; one width "
-                    "for all has none."
-                ),
-                (
-                    "one width: coverage of intervals of one width, of all crystals, of those outside "
-                    "the domain, and of the third that the difficulty calls hardest."
-                ),
-            )
-        ),
+        bullets(f"{name}: {text}." for name, text in _COLUMNS.items()),
         "![Coverage against confidence](reliability.png)",
         "![Error against width](error_by_width.png)",
         "## The domain",
         markdown_table(_domain(summary, names)),
-        (
-            "Share of the test crystals outside the domain and their mean absolute error, then the "
-            "same by number of elements: share outside, error, and number of test crystals."
-        ),
+        _DOMAIN,
     ]
     if shipped is not None:
-        numbers = shipped[shipped["mae"].notna()] if "mae" in shipped else shipped[:0]
+        classes = shipped["two_classes"].notna() if "two_classes" in shipped else shipped.index < 0
         blocks += [
             "## The shipped predictors",
-            (
-                "One split each, on the test crystals that the predictors never saw; the spread is "
-                "that of their networks, alone as a difficulty."
-            ),
-            markdown_table(_intervals(numbers, {"predictor": "predictor"})),
-            markdown_table(_domain(numbers, {"predictor": "predictor"})),
+            _SHIPPED,
+            markdown_table(_intervals(shipped[~classes], {"predictor": "predictor"})),
+            markdown_table(_domain(shipped[~classes], {"predictor": "predictor"})),
         ]
-        for _, row in shipped[
-            shipped.get("two_classes", pd.Series(dtype=float)).notna()
-        ].iterrows():
-            blocks.append(
-                f"`{row['predictor']}`: sets of 90 % hold the class of {row['coverage']:.1%} of "
-                f"{row['n_test']} crystals ({row['coverage_outside']:.1%} of those outside the "
-                f"domain, {row['outside']:.1%} of all); {row['two_classes']:.1%} have both classes."
-            )
+        blocks += [_SETS.format(**row) for row in shipped[classes].to_dict("records")]
     where = f"; every test crystal is in `{RUNS}` ({len(crystals)} rows)"
     return summary, page("How sure: intervals and domain", *blocks, command=COMMAND, where=where)
 

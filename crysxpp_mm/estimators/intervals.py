@@ -81,7 +81,8 @@ class Calibration:
     """Errors on crystals that were not learned from, target by target.
 
     A score is an error over the difficulty of its crystal, the geometric mean of
-    ``factor / median + FLOOR`` to the power of ``POWER``. Without medians the difficulty is 1, and all widths are equal.
+    ``factor / median + FLOOR`` to the power of ``POWER``. Without medians the difficulty is 1, and
+    all widths are equal.
 
     Attributes:
         scores: For each target the scores of its calibration crystals, ascending.
