@@ -280,7 +280,13 @@ def _finite(text: str) -> float:
     return value
 
 
-def check_keys(document: Mapping[str, Any], *, required: set[str], optional: set[str]) -> None:
+def check_keys(
+    document: Mapping[str, Any],
+    *,
+    required: set[str],
+    optional: set[str],
+    newest: int = FORMAT_VERSION,
+) -> None:
     """Refuse a model document with missing or unknown keys, or of a later format.
 
     Raises:
@@ -288,10 +294,10 @@ def check_keys(document: Mapping[str, Any], *, required: set[str], optional: set
     """
     keys = {key for key in document if not key.startswith("@")}
     version = document.get("format_version", FORMAT_VERSION)
-    if not isinstance(version, int) or version > FORMAT_VERSION:
+    if not isinstance(version, int) or version > newest:
         raise ModelFileError(
             f"the model is of format version {version}, this package reads up to "
-            f"{FORMAT_VERSION}; update crysxpp_mm."
+            f"{newest}; update crysxpp_mm."
         )
     if missing := sorted(required - keys):
         raise ModelFileError(f"the model lacks {', '.join(missing)}.")

@@ -517,7 +517,21 @@ def test_classes_and_probabilities_are_predicted(data, classifier, tmp_path):
     assert table.loc["99"].drop(["error", "file"]).isna().all()
     assert "Lr" in table.loc["99", "error"]
     text = fails("predict", data / "cifs", "--model", classifier, "--std")
-    assert "predicts classes; --std and --interval are for numbers" in text
+    assert "predicts classes; --std is for numbers" in text
+    options = ("--interval", 0.5, "--domain", "--out", tmp_path / "sets.csv")
+    assert "has no calibration crystals" in fails(
+        "predict", data / "cifs", "--model", classifier, *options
+    )
+    model = load_model(classifier)
+    crystals = [CRYSTALS[name]() for name in sorted(CRYSTALS)]
+    model.calibrate(crystals, model.predict(crystals)).save(tmp_path / "calibrated.json.gz")
+    options = ("--model", tmp_path / "calibrated.json.gz", "--ignore-errors", *options)
+    run("predict", data / "cifs", *options)
+    table = pd.read_csv(tmp_path / "sets.csv", index_col="name").drop(index="99.cif")
+    expected = model.predict_set(crystals, confidence=0.5)
+    for name in ("element", "salt"):
+        assert table[f"{name} in set"].tolist() == expected[name].tolist()
+    assert table["in_domain"].tolist() == expected["in_domain"].tolist()
 
 
 def test_whole_numbers_of_classes_stay_so(data, crysae, tmp_path):
@@ -564,6 +578,7 @@ def test_intervals_are_those_of_the_model(data, ensemble, tmp_path):
     for name in ("K", "gap"):
         for end in ("lower", "upper"):
             np.testing.assert_allclose(table[f"{name} {end}"], expected[name, end], rtol=1e-3)
+    assert table["in_domain"].tolist() == expected["K", "in_domain"].tolist()
 
 
 def test_interval_of_one_target(tmp_path):
@@ -576,7 +591,9 @@ def test_interval_of_one_target(tmp_path):
     run("train", tmp_path / "t.json", "--target", "y", *small("--out", model))
     run("predict", tmp_path / "t.json", "--model", model, "--interval", 0.9, "--out", out)
     table = pd.read_csv(out)
-    expected = load_model(model).predict_interval([row["structure"] for row in rows])
+    loaded = load_model(model)
+    expected = loaded.predict_interval([row["structure"] for row in rows])
+    assert loaded.domain([rows[7]["structure"]])["nearest_1"].tolist() == ["7"]
     for mine, theirs in (("predicted", "prediction"), ("lower", "lower"), ("upper", "upper")):
         np.testing.assert_allclose(table[f"y {mine}"], expected[theirs], rtol=1e-3, atol=1e-3)
 
