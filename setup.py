@@ -11,6 +11,7 @@ exec((ROOT / "crysxpp_mm" / "version.py").read_text(), version)
 
 DASK = ["dask[dataframe]>=2024.8"]
 NOTEBOOKS = ["ipykernel>=6.29", "ipywidgets>=8.1", "jupyterlab>=4.0", "nbconvert>=7.16"]
+DOCS = ["myst-nb>=1.3", "pydata-sphinx-theme>=0.16", "sphinx>=8.2"]
 DEV = [
     "ase>=3.22",
     "import-linter>=2.1",
@@ -72,8 +73,9 @@ setup(
     ],
     extras_require={
         "dask": DASK,
+        "docs": DOCS,
         "notebooks": NOTEBOOKS,
-        "dev": [*DASK, *NOTEBOOKS, *DEV],
+        "dev": [*DASK, *DOCS, *NOTEBOOKS, *DEV],
     },
     entry_points={"console_scripts": ["crysxpp=crysxpp_mm.cli:app"]},
     classifiers=[

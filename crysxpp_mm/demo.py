@@ -55,7 +55,7 @@ class DemoResult:
 
     Attributes:
         folder: Where the files are.
-        features: ``features.csv``: one row a crystal, its columns after its name.
+        features: ``features.csv``: one row per crystal, its columns after its name.
         picture: ``map.png``.
         source: ``crystals.json.gz``: the crystals, as a table that ``crysxpp featurize`` takes.
         n_crystals: Number of crystals.
@@ -78,6 +78,10 @@ def prototype_crystals() -> pd.DataFrame:
     Returns:
         Columns ``name``, ``formula``, ``mineral``, ``prototype``, ``strukturbericht``,
         ``chemistry``, ``n_sites`` and ``structure``.
+
+    Example:
+        >>> len(prototype_crystals())
+        288
     """
     from pymatgen.analysis.prototypes import AFLOW_PROTOTYPE_LIBRARY
 
@@ -103,7 +107,13 @@ def prototype_crystals() -> pd.DataFrame:
 
 
 def chemistry_class(composition: Composition) -> str:
-    """One of :data:`CLASSES` for a composition, by its most electronegative non-metal."""
+    """One of :data:`CLASSES` for a composition, by its most electronegative non-metal.
+
+    Example:
+        >>> from pymatgen.core import Composition
+        >>> chemistry_class(Composition("CaTiO3"))
+        'oxides'
+    """
     elements = composition.elements
     if len(elements) == 1:
         return "elements"
@@ -122,7 +132,7 @@ def run_demo(
     pbar: bool = True,
     limit: int | None = None,
 ) -> DemoResult:
-    """Featurize the prototype crystals, draw a map of them, say what was done.
+    """Featurize the prototype crystals, draw a map of them, and report the results.
 
     Args:
         out: The folder to write into; it is made if it does not exist.

@@ -48,7 +48,7 @@ class ElementProperty:
 
 @dataclass(frozen=True, kw_only=True)
 class ColumnInfo:
-    """What a column of the node features means."""
+    """Meaning of a column of the node features."""
 
     column: int
     property: str
@@ -103,6 +103,10 @@ def feature_table() -> NDArray[np.float32]:
 
     Raises:
         MissingDependencyError: matminer, whose package holds the table, is not installed.
+
+    Example:
+        >>> feature_table().shape
+        (101, 92)
     """
     spec = importlib.util.find_spec("matminer")  # found, not imported: that takes seconds
     if spec is None or not spec.submodule_search_locations:
@@ -119,7 +123,12 @@ def feature_table() -> NDArray[np.float32]:
 
 
 def column_names() -> list[str]:
-    """Name of each of the 92 columns, such as ``"electronegativity, 2.6-2.95"``."""
+    """Name of each of the 92 columns, such as ``"electronegativity, 2.6-2.95"``.
+
+    Example:
+        >>> column_names()[28]
+        'electronegativity, 1.2-1.55'
+    """
     return [f"{item.name}, {label}" for item in PROPERTIES for label in item.bins]
 
 
@@ -128,6 +137,10 @@ def column_index(name: str) -> int:
 
     Raises:
         SettingsError: there is no such column.
+
+    Example:
+        >>> column_index("block, d")
+        80
     """
     try:
         return column_names().index(name)
@@ -142,6 +155,10 @@ def describe_column(column: int) -> ColumnInfo:
 
     Raises:
         SettingsError: ``column`` is not in 0 to 91.
+
+    Example:
+        >>> describe_column(28)
+        ColumnInfo(column=28, property='electronegativity', bin='1.2-1.55', unit='Pauling')
     """
     for item in PROPERTIES:
         if item.start <= column < item.stop:
@@ -151,13 +168,17 @@ def describe_column(column: int) -> ColumnInfo:
 
 
 def element_properties(element: str | int) -> dict[str, str | None]:
-    """The bin of each property of an element; None where the table knows no value.
+    """Look up the bin of each property of an element; None where the table has no value.
 
     Args:
         element: Symbol or atomic number.
 
     Raises:
-        UnknownElementError: it is no element from 1 to 100.
+        UnknownElementError: ``element`` is not one of the elements 1 to 100.
+
+    Example:
+        >>> element_properties("Fe")["group"]
+        '8'
     """
     try:
         number = element if isinstance(element, int) else Element(element).Z
@@ -176,7 +197,12 @@ def element_properties(element: str | int) -> dict[str, str | None]:
 
 
 def indistinguishable_elements() -> list[tuple[str, ...]]:
-    """Sets of elements that share all 92 columns, such as La and Ce."""
+    """Sets of elements that share all 92 columns, such as La and Ce.
+
+    Example:
+        >>> indistinguishable_elements()[0]
+        ('La', 'Ce')
+    """
     groups: dict[bytes, list[str]] = defaultdict(list)
     for number in range(1, MAX_ATOMIC_NUMBER + 1):
         groups[feature_table()[number].tobytes()].append(Element.from_Z(number).symbol)

@@ -53,7 +53,7 @@ def load_model(name: str | os.PathLike[str]) -> Any:
         saved, such as a ``CrysXPPRegressor``.
 
     Raises:
-        UnknownModelError: there is neither.
+        UnknownModelError: no shipped model has that name, and no such file exists.
         ModelFileError: the file is damaged, foreign or of a later format.
 
     Example:
@@ -72,5 +72,12 @@ def load_model(name: str | os.PathLike[str]) -> Any:
 
 
 def is_predictor(model: object) -> bool:
-    """Tell whether ``model`` predicts properties, as ``CrysXPPRegressor`` does."""
+    """Tell whether ``model`` predicts properties, as ``CrysXPPRegressor`` does.
+
+    Example:
+        >>> is_predictor(load_model("crysxpp-metal"))
+        True
+        >>> is_predictor(load_model("crysae-mp-v1"))
+        False
+    """
     return isinstance(model, tuple(_predictor_classes().values()))

@@ -55,7 +55,11 @@ def model_path(name: str) -> Path:
     """File of a shipped model.
 
     Raises:
-        UnknownModelError: there is no model of that name; the message lists those there are.
+        UnknownModelError: no shipped model has that name; the message lists the names.
+
+    Example:
+        >>> model_path("crysae-mp-v1").name
+        'model.json.gz'
     """
     names = _names()
     if name not in names:
@@ -67,7 +71,12 @@ def model_path(name: str) -> Path:
 
 
 def is_path(name: str | os.PathLike[str]) -> bool:
-    """Tell whether a model is named by the path of its file, not as a shipped one."""
+    """Tell whether a model is named by the path of its file, not as a shipped one.
+
+    Example:
+        >>> is_path("crysae-mp-v1"), is_path("runs/mine.json.gz")
+        (False, True)
+    """
     text = os.fspath(name)
     return isinstance(name, os.PathLike) or os.sep in text or text.endswith((".json", ".gz"))
 
@@ -79,7 +88,11 @@ def find_model(name: str | os.PathLike[str]) -> Path:
         name: One of ``list_models()["name"]``, or the path of a file.
 
     Raises:
-        UnknownModelError: there is neither.
+        UnknownModelError: no shipped model has that name, and no such file exists.
+
+    Example:
+        >>> find_model("crysxpp-metal").parent.name
+        'crysxpp-metal'
     """
     if is_path(name) or (Path(name).is_file() and os.fspath(name) not in _names()):
         path = Path(name)
@@ -100,7 +113,7 @@ def load_autoencoder(name: str | os.PathLike[str]) -> CrysAE:
         A fresh model on the CPU, in evaluation mode.
 
     Raises:
-        UnknownModelError: there is neither.
+        UnknownModelError: no shipped model has that name, and no such file exists.
         SettingsError: the model is of another class.
         ModelFileError: the file is damaged, foreign or of a later format.
 
@@ -133,7 +146,7 @@ def build_model(kind: Any, document: Mapping[str, Any], path: Path) -> Any:
 
 
 def list_models() -> pd.DataFrame:
-    """Tabulate the shipped models, one a row.
+    """List the shipped models in a table, one per row.
 
     Returns:
         Columns ``name``; ``kind``, the class; ``description``; ``target`` and ``unit`` of a
@@ -143,6 +156,10 @@ def list_models() -> pd.DataFrame:
         ``test_accuracy``, the share of them whose class is right; ``hidden_dim`` and ``n_convs``
         of the encoder; ``path``. What is not known or makes no sense for a model is None, NaN or
         empty.
+
+    Example:
+        >>> list_models().set_index("name").loc["crysxpp-band-gap", "unit"]
+        'eV'
     """
     return pd.DataFrame([_facts(folder) for folder in _shipped()])
 
@@ -151,7 +168,11 @@ def shipped_predictors() -> list[str]:
     """Names of the shipped models that predict properties, sorted.
 
     Raises:
-        UnknownModelError: the installation has none.
+        UnknownModelError: the installation ships no predictor.
+
+    Example:
+        >>> "crysxpp-band-gap" in shipped_predictors()
+        True
     """
     rows = [_facts(folder) for folder in _shipped()]
     names = [row["name"] for row in rows if row["target"]]

@@ -42,7 +42,7 @@ def run_ablations(
         seeds: Seeds of the splits.
 
     Returns:
-        One row a property and variant, as in ``ablations.csv``.
+        One row per property and variant, as in ``ablations.csv``.
 
     Raises:
         DataError: the data are missing, or there is no property of a name.

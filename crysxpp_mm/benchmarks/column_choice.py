@@ -47,7 +47,7 @@ def run_choice(
         rows: Only the first rows of every table, for a quick try.
 
     Returns:
-        One row a target and choice, as in ``column_choice.csv``.
+        One row per target and choice, as in ``column_choice.csv``.
 
     Raises:
         DataError: The data are missing.
@@ -86,7 +86,7 @@ def tabulate(folds: pd.DataFrame, model: str) -> tuple[pd.DataFrame, str]:
     """Make the table and the page from finished folds.
 
     Args:
-        folds: One row a target, choice and fold.
+        folds: One row per target, choice and fold.
         model: Name of the model.
     """
     summary = summarize(folds).drop(columns=["std_seeds", "trees"])

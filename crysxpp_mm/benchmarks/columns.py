@@ -156,7 +156,7 @@ def run_columns(
         rows: Only the first rows of every table, for a quick try; all for results that count.
 
     Returns:
-        One row a target and kind of columns, as in ``columns.csv``.
+        One row per target and kind of columns, as in ``columns.csv``.
 
     Raises:
         DataError: The data are missing.
@@ -198,7 +198,7 @@ def tabulate(
     """Make the tables of errors and of differences, and the page, from finished folds.
 
     Args:
-        folds: One row a target, kind, seed and fold.
+        folds: One row per target, kind, seed and fold.
         kinds: Kinds of columns, the one that is compared with the controls first.
         notes: Sentences on rows that were left out.
         candidates: Regressors to choose from.

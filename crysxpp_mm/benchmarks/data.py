@@ -132,7 +132,7 @@ class BenchmarkTable:
     Attributes:
         name: Name of the table.
         structures: The crystals, in the table's order.
-        targets: One row a crystal, one column a target; NaN where the value is not valid.
+        targets: One row per crystal, one column per target; NaN where the value is not valid.
         notes: What was left out and why, one sentence a target.
     """
 

@@ -62,7 +62,7 @@ class Measured:
         property: Name of the DFT property.
         column: Column of ``expt_properties.csv``.
         unit: Unit of both.
-        named: Formulas of Table 4, which are left out of everything and shown one by one.
+        named: Formulas of Table 4, which no model learns from, and which are shown one by one.
     """
 
     property: str
@@ -84,12 +84,12 @@ MEASURED = (
 
 @dataclass(frozen=True)
 class Experiments:
-    """What was measured and what was computed, row by row of the DFT table.
+    """Measured and computed values, row by row of the DFT table.
 
     Attributes:
         crystals: All crystals, with the DFT labels.
         dft: DFT labels, shape ``(n,)``, NaN where unknown.
-        measured: Experiments, shape ``(n,)``, NaN where there is none.
+        measured: Experiments, shape ``(n,)``, NaN where nothing was measured.
         named: Rows of the crystals of Table 4 that have an experiment.
     """
 
@@ -157,7 +157,7 @@ def run_experiment(
         estimator: Its settings; the defaults if None.
 
     Returns:
-        One row a property and setting, as in ``experiment.csv``.
+        One row per property and setting, as in ``experiment.csv``.
 
     Raises:
         DataError: the data are missing.

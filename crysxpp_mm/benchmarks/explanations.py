@@ -48,7 +48,7 @@ def run_explanations(
         path_property: Name of the property of the path.
 
     Returns:
-        One row a crystal: the prediction, the baseline, and what each property contributes.
+        One row per crystal: the prediction, the baseline, and what each property contributes.
 
     Raises:
         DataError: the data are missing, or there is no property of the name.
@@ -69,7 +69,7 @@ def run_explanations(
 def _explain(
     place: Place, figures: Mapping[str, Mapping[str, str]]
 ) -> tuple[pd.DataFrame, list[str]]:
-    """Contributions, one row a crystal, and a section of the page with a picture for each."""
+    """Contributions, one row per crystal, and a section of the page with a picture for each."""
     rows, sections = [], []
     for name, shown in figures.items():
         model = load_model(name)

@@ -179,12 +179,12 @@ class Folds:
 
 
 def summarize(folds: pd.DataFrame) -> pd.DataFrame:
-    """Mean and spread of the errors, one row a target and kind, as ``over_folds`` gives them."""
+    """Mean and spread of the errors, one row per target and kind, as ``over_folds`` gives them."""
     return over_folds(folds, {target.name: target.unit for target in TARGETS})
 
 
 def table_with_ratios(summary: pd.DataFrame, ours: str) -> pd.DataFrame:
-    """Errors as text, one column a kind, and below them as multiples of those of ``ours``."""
+    """Errors as text, one column per kind, and below them as multiples of those of ``ours``."""
     table = one_column_each(
         summary,
         "kind",

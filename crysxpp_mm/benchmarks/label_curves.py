@@ -54,7 +54,7 @@ def run_label_curves(
         methods: Names of what is compared.
 
     Returns:
-        One row a property, fraction and method, as in ``label_curves.csv``.
+        One row per property, fraction and method, as in ``label_curves.csv``.
 
     Raises:
         DataError: the data are missing, or there is no property of a name.
@@ -106,7 +106,7 @@ def tabulate(results: pd.DataFrame) -> tuple[pd.DataFrame, str]:
 
 
 def _differences(results: pd.DataFrame) -> list[str]:
-    """What pretraining changes, at every share of the labels."""
+    """Differences that pretraining makes, at every share of the labels."""
     differences = pd.concat(
         compare(part).assign(share=f"{fraction:.0%}")
         for (_, fraction), part in results.groupby(["property", "fraction"], sort=False)

@@ -47,10 +47,14 @@ def versions() -> str:
 
 
 def model_name(model: str | os.PathLike[str]) -> str:
-    """How a model is called in the tables.
+    """Name of a model in the tables.
 
-    A path is called by the name of its file, or of its folder where the file has the name that
-    every model has, ``model.json.gz``.
+    For a path it is the name of the file, or of its folder if the file is called
+    ``model.json.gz``, as every shipped model is.
+
+    Example:
+        >>> model_name("runs/mine/model.json.gz")
+        'mine'
     """
     path = Path(model)
     name = path.name.removesuffix(".gz").removesuffix(".json")
@@ -86,10 +90,10 @@ def one_column_each(
     index: Sequence[str],
     form: str = ".3g ± .1g",
 ) -> pd.DataFrame:
-    """Errors as text, one column a method; the least of a row in bold.
+    """Errors as text, one column per method; the least of a row in bold.
 
     Args:
-        summary: One row a method and ``index``, with ``mae`` and ``std``.
+        summary: One row per method and ``index``, with ``mae`` and ``std``.
         by: Column that names the method.
         first: What stands in front, from the rows of an index.
         index: Columns that tell rows of the table apart.
@@ -127,6 +131,12 @@ def markdown_table(df: pd.DataFrame) -> str:
     """A table in Markdown, without the index; blank where a value is missing.
 
     Numbers get four significant digits.
+
+    Example:
+        >>> print(markdown_table(pd.DataFrame({"target": ["band gap"], "error": [0.5661]})))
+        | target | error |
+        | --- | --- |
+        | band gap | 0.5661 |
     """
     rows = [[str(name) for name in df.columns], ["---"] * df.shape[1]]
     rows += [[_cell(value) for value in row] for row in df.itertuples(index=False, name=None)]

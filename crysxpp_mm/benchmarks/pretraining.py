@@ -92,7 +92,7 @@ def run_pretraining(
         rows: Only the first rows of every table, for a quick try.
 
     Returns:
-        One row a target and variant, as in ``pretraining.csv``.
+        One row per target and variant, as in ``pretraining.csv``.
 
     Raises:
         DataError: The data are missing.
@@ -124,7 +124,7 @@ def tabulate(
     """Make the table and the page from finished folds.
 
     Args:
-        folds: One row a target, variant and fold.
+        folds: One row per target, variant and fold.
         names: Variants, the one that the others are compared with first.
         epochs: Epochs of each.
         n_crystals: Crystals that they were pretrained on.

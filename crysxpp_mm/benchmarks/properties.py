@@ -69,7 +69,7 @@ class Property:
     aim: float | None = None
 
     def learned(self, labels: NDArray[np.float64]) -> NDArray[np.float64]:
-        """What errors are measured on: the decimal logarithm where that is learned."""
+        """Scale on which errors are measured: the decimal logarithm where that is learned."""
         return get_transform(self.transform).forward(labels)
 
     def labels_of(self, learned: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -139,7 +139,11 @@ def find_property(name: str) -> Property:
     """The property of a name.
 
     Raises:
-        DataError: there is none; the message lists those there are.
+        DataError: no property has that name; the message lists the names.
+
+    Example:
+        >>> find_property("bulk modulus").target
+        'K_VRH'
     """
     for item in PROPERTIES:
         if item.name == name:
@@ -161,7 +165,7 @@ class LabelledCrystals:
 
     Attributes:
         graphs: Their graphs.
-        table: One row a crystal, with the columns of ``mp_properties.csv``.
+        table: One row per crystal, with the columns of ``mp_properties.csv``.
         development: Which of them are development crystals.
         data_hash: sha256 of the store that the graphs are from.
     """
@@ -207,7 +211,8 @@ class LabelledCrystals:
             seed: Of the draw.
 
         Raises:
-            DataError: the training rows would reach into the test rows, or there are none.
+            DataError: the training rows would reach into the test rows, or no row is left
+                to learn from.
         """
         known = np.flatnonzero(~np.isnan(self.labels(item)))
         order = np.random.default_rng([seed, 11]).permutation(known)

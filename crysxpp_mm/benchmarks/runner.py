@@ -113,7 +113,7 @@ def check_names(what: str, names: Sequence[Any], known: Collection[Any] | None =
         known: Those there are; anything goes if None.
 
     Raises:
-        SettingsError: as said.
+        SettingsError: ``names`` is empty, or has a name that is not known.
     """
     if not names:
         raise SettingsError(f"{what} must not be empty.")

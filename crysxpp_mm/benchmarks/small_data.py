@@ -86,7 +86,7 @@ def run_small_data(
             the other choice of ``element_channel`` as well.
 
     Returns:
-        One row a property and method, as in ``small_data.csv``.
+        One row per property and method, as in ``small_data.csv``.
 
     Raises:
         DataError: the data are missing, or there is no property of a name.
@@ -147,7 +147,7 @@ def summarize(results: pd.DataFrame) -> pd.DataFrame:
         results: One row a run.
 
     Returns:
-        One row a property, fraction and method: ``mae``, its standard deviation ``std`` over the
+        One row per property, fraction and method: ``mae``, its standard deviation ``std`` over the
         seeds, ``mae_one_network``, ``mae_per_cell``, ``n_train``, ``n_test``, ``n_seeds``.
     """
     summary = over_seeds(
@@ -184,7 +184,7 @@ def compare(results: pd.DataFrame) -> pd.DataFrame:
     compared with such; an ensemble that was trained longer is compared with one that was not.
 
     Returns:
-        One row a property and other method, as ``difference_by_seed`` gives it.
+        One row per property and other method, as ``difference_by_seed`` gives it.
     """
     rows = []
     for name in results["property"].unique():
@@ -212,7 +212,7 @@ def _compared_with(method: str, present: pd.Index) -> str | None:
 
 
 def errors_by_method(summary: pd.DataFrame, index: Sequence[str]) -> pd.DataFrame:
-    """Errors as text, one column a method; the least in bold."""
+    """Errors as text, one column per method; the least in bold."""
     return one_column_each(
         summary,
         "method",

@@ -65,7 +65,7 @@ class Measure:
 
     @property
     def reached(self) -> bool | None:
-        """Whether the goal is reached; None without a goal."""
+        """True if the goal is reached; None without a goal."""
         if not self.goal:
             return None
         sign, number = self.goal.split()

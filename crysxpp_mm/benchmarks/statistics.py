@@ -56,7 +56,7 @@ def difference_by_seed(wide: pd.DataFrame, ours: str, theirs: str) -> dict[str, 
     The runs of a seed share their rows, so their difference is steadier than the errors are.
 
     Args:
-        wide: Errors, one row a seed, one column a method.
+        wide: Errors, one row per seed, one column per method.
         ours: The method.
         theirs: The other.
 
@@ -78,11 +78,11 @@ def over_folds(folds: pd.DataFrame, units: dict[str, str]) -> pd.DataFrame:
     """Mean and spread of the errors over folds.
 
     Args:
-        folds: One row a target, kind, seed and fold.
+        folds: One row per target, kind, seed and fold.
         units: Unit of each target.
 
     Returns:
-        One row a target and kind: ``mae``, its standard deviation ``std`` over the folds (of the
+        One row per target and kind: ``mae``, its standard deviation ``std`` over the folds (of the
         means over the seeds) and ``std_seeds`` over the seeds (of the means over the folds), the
         regressors' own errors where they were in all folds, and how often each was chosen.
     """
@@ -116,12 +116,12 @@ def differences_by_fold(folds: pd.DataFrame, *, ours: str, controls: Sequence[st
     ``1 / n_folds + n_test / n_train``.
 
     Args:
-        folds: One row a target, kind, seed and fold.
+        folds: One row per target, kind, seed and fold.
         ours: The kind that is compared.
         controls: The kinds that it is compared with; seeds are averaged first.
 
     Returns:
-        One row a target and control: ``difference``, its standard deviation ``std`` over the
+        One row per target and control: ``difference``, its standard deviation ``std`` over the
         folds, ``standard_error``, ``folds_better``, and a ``verdict``, which the standard error
         decides.
     """

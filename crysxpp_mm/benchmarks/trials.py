@@ -52,7 +52,7 @@ class Trials:
         self._simple: dict[Run, tuple[Values, str]] = {}
 
     def results(self, runs: Iterable[Run]) -> pd.DataFrame:
-        """Results of several runs, one a row."""
+        """Results of several runs, one per row."""
         with one_thread():
             return pd.DataFrame([self.result(run) for run in runs])
 

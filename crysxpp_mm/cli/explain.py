@@ -180,7 +180,7 @@ def _picture_names(names: list[str]) -> list[str]:
 
 
 def _weights_table(name: str, explanation: pd.DataFrame) -> pd.DataFrame:
-    """One row an element and property."""
+    """One row per element and property."""
     import pandas as pd
 
     from crysxpp_mm.elements import PROPERTIES, element_properties
@@ -203,7 +203,7 @@ def _weights_table(name: str, explanation: pd.DataFrame) -> pd.DataFrame:
 
 
 def _contributions_table(name: str, added: Contributions) -> pd.DataFrame:
-    """One row a site, one column a property, and what they sum up to."""
+    """One row per site, one column per property, and what they sum up to."""
     table = added.table.reset_index()
     table.insert(0, "crystal", name)
     return table.assign(

@@ -51,7 +51,7 @@ def find_source(
 
 
 class Crystals:
-    """What a command computes on: structures, or the graphs of a store.
+    """Input of a command: structures, or the graphs of a store.
 
     Attributes:
         names: Name of each crystal.
@@ -157,7 +157,7 @@ def read_labels(
     labels: Path | None,
     id_column: str | None,
 ) -> pd.DataFrame:
-    """The columns to learn, one row a crystal, in the order of the crystals.
+    """The columns to learn, one row per crystal, in the order of the crystals.
 
     They are columns of the crystals' own table, or of a table of labels whose ids are the names of
     the files without folder and suffix. What does not match is counted and told.

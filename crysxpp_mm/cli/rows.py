@@ -1,4 +1,4 @@
-"""One row a crystal: computed block after block, put beside its name, written and told."""
+"""One row per crystal: computed block after block, put beside its name, written and told."""
 
 from __future__ import annotations
 

@@ -145,7 +145,7 @@ def _start(pretrained: str | None) -> str | None:
 
 
 def _by_target(option: str, values: list[str] | None, targets: list[str]) -> dict[str, str] | None:
-    """What an option says of each target: for all of them, or behind ``NAME=``.
+    """Values of an option by target: one for all of them, or one behind each ``NAME=``.
 
     Raises:
         SettingsError: it names no target, or says two things of one.
@@ -226,7 +226,7 @@ def _fit(
 
 
 def _tell_training(estimator: CrysXPPRegressor | CrysXPPClassifier) -> list[str]:
-    """Say how the training went, a line a member."""
+    """Say how the training went, a line per member."""
     told = []
     curves = estimator.learning_curve_.groupby("member")
     for member, (_, curve) in enumerate(curves):

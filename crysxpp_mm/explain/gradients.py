@@ -37,7 +37,7 @@ class Contributions:
     """Contributions of each property of each site to a prediction.
 
     Attributes:
-        table: One row a site (index: ``site``, ``species``), one column a property.
+        table: One row per site (index: ``site``, ``species``), one column per property.
         prediction: What the model predicts for the crystal.
         baseline: What it predicts for the same bonds between sites without any features. The
             entries of ``table`` sum to ``prediction - baseline``.
@@ -110,7 +110,7 @@ def contributions(
     The node features grow from nothing to their values along a straight line; what a column of a
     site adds is its value times the mean of the gradient along that line, by Gauss-Legendre
     quadrature in float64. Summed over all sites and columns this is the prediction minus that of
-    the baseline, the same bonds between sites of which nothing is known.
+    the baseline, the same bonds between sites without features.
 
     Args:
         members: The networks of a model; their contributions are averaged.
@@ -125,6 +125,13 @@ def contributions(
     Raises:
         SettingsError: ``n_points`` is no whole number of at least 1.
         StructureTypeError, UnknownElementError, StructureError: not a crystal.
+
+    Example:
+        >>> from pymatgen.core import Lattice, Structure
+        >>> salt = Structure(Lattice.cubic(3.5), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
+        >>> found = contributions([CrysXPP.random(hidden_dim=4, n_convs=1)], salt)
+        >>> abs(found.gap) < 1e-3
+        True
     """
     points = POINTS if n_points is None else (whole_number("n_points", n_points, at_least=1),)
     graphs = members[0].converter.convert(structure)

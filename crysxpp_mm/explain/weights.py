@@ -23,6 +23,10 @@ def selector_weights(members: Sequence[CrysXPP]) -> NDArray[np.float64]:
 
     Raises:
         NoSelectorError: the model has no selector.
+
+    Example:
+        >>> selector_weights([CrysXPP.random(hidden_dim=4, n_convs=1)]).shape
+        (92,)
     """
     weights = [model.selector.weight for model in members if model.selector is not None]
     if len(weights) < len(members):
@@ -32,13 +36,18 @@ def selector_weights(members: Sequence[CrysXPP]) -> NDArray[np.float64]:
 
 
 def feature_weights(members: Sequence[CrysXPP]) -> pd.DataFrame:
-    """The selector's weights as a table, one row a column of the node features.
+    """The selector's weights as a table, one row per column of the node features.
 
     Returns:
         Columns ``column``, ``property``, ``bin``, ``unit``, ``weight``.
 
     Raises:
         NoSelectorError: the model has no selector.
+
+    Example:
+        >>> table = feature_weights([CrysXPP.random(hidden_dim=4, n_convs=1)])
+        >>> list(table.columns)
+        ['column', 'property', 'bin', 'unit', 'weight']
     """
     rows = [
         {"column": info.column, "property": info.property, "bin": info.bin, "unit": info.unit}
@@ -57,11 +66,17 @@ def explain(members: Sequence[CrysXPP], structure: Any) -> pd.DataFrame:
 
     Returns:
         Index ``element``: symbols in the order of the sites; columns: the nine properties; NaN
-        where the table of node features knows no value.
+        where the table of node features has no value.
 
     Raises:
         NoSelectorError: the model has no selector.
         StructureTypeError, UnknownElementError, StructureError: not a crystal.
+
+    Example:
+        >>> from pymatgen.core import Lattice, Structure
+        >>> salt = Structure(Lattice.cubic(3.5), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
+        >>> list(explain([CrysXPP.random(hidden_dim=4, n_convs=1)], salt).index)
+        ['Na', 'Cl']
     """
     weights = selector_weights(members)
     graphs = members[0].converter.convert(structure)
@@ -85,7 +100,7 @@ class SparsityPath:
     """The selector as it thins out while the L1 term of Eq. 10 grows.
 
     Attributes:
-        weights: One row a value of lambda_1, one column a column of the node features.
+        weights: One row per value of lambda_1, one column per column of the node features.
         results: By lambda_1: ``n_zero``, the columns that are exactly off, and ``score``, the
             model's score on the test crystals (NaN without them).
     """

@@ -117,7 +117,11 @@ class CrysAEFeaturizer(BatchedFeaturizer):
                 model.
 
         Raises:
-            SettingsError: there is no such preset.
+            SettingsError: the preset is unknown.
+
+        Example:
+            >>> len(CrysAEFeaturizer.from_preset("last-layer-mean").feature_labels())
+            64
         """
         if preset not in PRESETS:
             raise SettingsError(f"unknown preset {preset!r}; there are {', '.join(PRESETS)}.")
@@ -157,6 +161,12 @@ class CrysAEFeaturizer(BatchedFeaturizer):
 
         Raises:
             StructureTypeError, UnknownElementError, StructureError: it has no crystal graph.
+
+        Example:
+            >>> from pymatgen.core import Lattice, Structure
+            >>> iron = Structure(Lattice.cubic(2.87), ["Fe", "Fe"], [[0, 0, 0], [0.5, 0.5, 0.5]])
+            >>> CrysAEFeaturizer().structure_embedding(iron).shape
+            (768,)
         """
         return self._embed_one(structure, self._rows)
 
@@ -181,6 +191,12 @@ class CrysAEFeaturizer(BatchedFeaturizer):
 
         Raises:
             StructureTypeError, UnknownElementError, StructureError: it has no crystal graph.
+
+        Example:
+            >>> from pymatgen.core import Lattice, Structure
+            >>> iron = Structure(Lattice.cubic(2.87), ["Fe", "Fe"], [[0, 0, 0], [0.5, 0.5, 0.5]])
+            >>> CrysAEFeaturizer(layers=(3,)).site_embedding(iron).shape
+            (2, 64)
         """
         return self._embed_one(structure, self._sites)
 

@@ -29,7 +29,7 @@ from crysxpp_mm.layers.gated_sum import Bonds
 
 
 def is_fused(rows: Tensor) -> bool:
-    """Whether the compiled loops take this tensor: float32, on a CPU, where numba works."""
+    """Tell whether the compiled loops take this tensor: float32, on a CPU, where numba works."""
     if rows.dtype != torch.float32 or rows.device.type != "cpu":
         return False
     return compiled_kernels() is not None
@@ -103,7 +103,7 @@ class FusedNeighborSum(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_total: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of everything that is no index, in one pass over the bonds."""
+        """Gradients of all inputs but the indices, in one pass over the bonds."""
         centered, neighbor, length, factor, shift, inverse = ctx.saved_tensors
         bonds = ctx.bonds
         parts = (centered, neighbor, length)

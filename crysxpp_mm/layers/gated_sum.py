@@ -159,7 +159,7 @@ class GatedNeighborSum(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_total: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of everything that is no index, in two passes over the bonds."""
+        """Gradients of all inputs but the indices, in two passes over the bonds."""
         center, neighbor, length, scale, mean, inverse = ctx.saved_tensors
         chunks = ctx.bonds.chunks()
         rows = ctx.rows

@@ -11,6 +11,10 @@ class GaussianExpansion(nn.Module):
 
     The published centres are 0, 0.2, .., 8 Angstrom with a width of 0.2 Angstrom (Das et al.,
     npj Comput. Mater. 8, 43 (2022), section "Graph", after CGCNN).
+
+    Example:
+        >>> GaussianExpansion()(torch.tensor([2.0, 2.5])).shape
+        torch.Size([2, 41])
     """
 
     centers: Tensor

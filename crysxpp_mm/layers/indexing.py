@@ -14,7 +14,7 @@ UNORDERED = frozenset({"cuda"})
 
 
 def take_rows(rows: Tensor, index: Tensor) -> Tensor:
-    """``rows[index]``, whose gradient is summed in a fixed order.
+    """Take ``rows[index]``, with a gradient that is summed in a fixed order.
 
     Args:
         rows: Shape ``(n, ...)``.
@@ -22,6 +22,11 @@ def take_rows(rows: Tensor, index: Tensor) -> Tensor:
 
     Returns:
         Shape ``(m, ...)``.
+
+    Example:
+        >>> import torch
+        >>> take_rows(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([2, 0]))
+        tensor([3., 1.])
     """
     return rows[index] if rows.device.type in UNORDERED else rows.index_select(0, index)
 
@@ -36,6 +41,11 @@ def add_rows_(total: Tensor, index: Tensor, rows: Tensor) -> Tensor:
 
     Returns:
         ``total``.
+
+    Example:
+        >>> import torch
+        >>> add_rows_(torch.zeros(2), torch.tensor([1, 1]), torch.tensor([2.0, 3.0]))
+        tensor([0., 5.])
     """
     if total.device.type in UNORDERED:
         return total.index_put_((index,), rows, accumulate=True)

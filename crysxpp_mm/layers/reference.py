@@ -36,7 +36,7 @@ def reference_convolution(
     bond_features: Tensor,
     weights: Tensor,
 ) -> Tensor:
-    """What ``convolution`` computes, written as Eq. 1 reads.
+    """Compute what ``convolution`` does, written as Eq. 1 reads.
 
     In training mode the statistics of the batch are used, and running ones stay as they are.
 

@@ -58,7 +58,7 @@ class CrysXPPSettings(FitSettings, Protocol):
 
 
 class FeatureSelector(nn.Module):
-    """One weight a column of the node features, ``x' = zeta * x``; all start at 1."""
+    """One weight per column of the node features, ``x' = zeta * x``; all start at 1."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -171,6 +171,14 @@ class CrysXPP(PropertyModel[CrysXPPSettings]):
 
     Raises:
         SettingsError: an option has a value that makes no sense.
+
+    Example:
+        >>> from pymatgen.core import Lattice, Structure
+        >>> iron = Structure(Lattice.cubic(2.87), ["Fe", "Fe"], [[0, 0, 0], [0.5, 0.5, 0.5]])
+        >>> model = CrysXPP.random(seed=0, hidden_dim=8, n_convs=1, readout_dim=4)
+        >>> graphs = model.converter.convert_many([iron, iron])
+        >>> model(model.make_graph(graphs)).shape
+        torch.Size([2, 1])
     """
 
     def __init__(

@@ -33,6 +33,13 @@ class ElemNet(PropertyModel[FitSettings]):
 
     Raises:
         SettingsError: an option has a value that makes no sense.
+
+    Example:
+        >>> from pymatgen.core import Lattice, Structure
+        >>> iron = Structure(Lattice.cubic(2.87), ["Fe", "Fe"], [[0, 0, 0], [0.5, 0.5, 0.5]])
+        >>> model = ElemNet.random(hidden_dims=(8, 4))
+        >>> model(model.make_graph(model.converter.convert(iron))).shape
+        torch.Size([1, 1])
     """
 
     def __init__(

@@ -25,6 +25,15 @@ class CrystalGraphEncoder(nn.Module):
     ``z^0 = x W_x``, then ``n_convs`` convolutions. With ``element_channel`` a learned vector of
     each element is added to ``z^0``; without it, compounds that differ only by elements with
     equal columns (``crysxpp_mm.elements.indistinguishable_elements``) embed alike.
+
+    Example:
+        >>> from pymatgen.core import Lattice, Structure
+        >>> iron = Structure(Lattice.cubic(2.87), ["Fe", "Fe"], [[0, 0, 0], [0.5, 0.5, 0.5]])
+        >>> from crysxpp_mm.models.crysae import CrysAE
+        >>> model = CrysAE.random(hidden_dim=8, n_convs=2)
+        >>> layers = model.encoder(model.make_graph(model.converter.convert(iron)))
+        >>> [tuple(layer.shape) for layer in layers]
+        [(2, 8), (2, 8), (2, 8)]
     """
 
     def __init__(

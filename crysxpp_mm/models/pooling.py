@@ -1,4 +1,4 @@
-"""From node embeddings to one row a crystal."""
+"""From node embeddings to one row per crystal."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from crysxpp_mm.graph.backend import Graph
 from crysxpp_mm.layers.indexing import add_rows_, take_rows
 
 MOMENTS = ("mean", "std", "max")
-"""What can be taken over the atoms of a crystal; all are the same for a supercell."""
+"""Statistics over the atoms of a crystal; all are the same for a supercell."""
 
 
 def graph_of_atoms(graph: Graph) -> Tensor:
-    """Which crystal of the batch each atom belongs to, shape ``(n_atoms,)``."""
+    """Index of the crystal that each atom of a batch belongs to, shape ``(n_atoms,)``."""
     sizes = graph.batch_num_nodes()
     return torch.repeat_interleave(torch.arange(len(sizes), device=sizes.device), sizes)
 
@@ -68,7 +68,16 @@ def pool(graph: Graph, layers: Sequence[Tensor], moments: Sequence[str] = MOMENT
         layer moment by moment.
 
     Raises:
-        SettingsError: there is no such moment.
+        SettingsError: a moment is unknown.
+
+    Example:
+        >>> from pymatgen.core import Lattice, Structure
+        >>> iron = Structure(Lattice.cubic(2.87), ["Fe", "Fe"], [[0, 0, 0], [0.5, 0.5, 0.5]])
+        >>> from crysxpp_mm.models.crysae import CrysAE
+        >>> model = CrysAE.random(hidden_dim=8, n_convs=1)
+        >>> graph = model.make_graph(model.converter.convert(iron))
+        >>> pool(graph, model.encoder(graph), ("mean", "std")).shape
+        torch.Size([1, 32])
     """
     if unknown := [moment for moment in moments if moment not in _POOLS]:
         raise SettingsError(f"unknown moment {unknown[0]!r}; there are {', '.join(MOMENTS)}.")

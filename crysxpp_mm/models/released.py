@@ -154,7 +154,7 @@ def _read_checkpoint(source: Path) -> dict[str, Tensor]:
 
 
 def _allowed(source: Path) -> list[_Allowed]:
-    """What the unpickler may build: layers of torch, and stand-ins for the authors' classes."""
+    """Classes to unpickle: layers of torch, and stand-ins for the authors' classes."""
     allowed: list[_Allowed] = [OrderedDict, set]
     for name in torch.serialization.get_unsafe_globals_in_checkpoint(source):
         module, _, attribute = name.rpartition(".")

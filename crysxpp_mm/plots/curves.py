@@ -23,6 +23,11 @@ def plot_learning_curve(source: Any, *, axes: Axes | None = None) -> Axes:
 
     Raises:
         DataError: there is no curve in ``source``.
+
+    Example:
+        >>> from crysxpp_mm import load_model
+        >>> plot_learning_curve(load_model("crysxpp-bulk-modulus")).get_xlabel()
+        'epoch'
     """
     table = getattr(source, "learning_curve_", source)
     if not isinstance(table, pd.DataFrame) or not {"epoch", "train_loss", "kept"} <= set(
@@ -80,10 +85,10 @@ def plot_curves(table: pd.DataFrame) -> Figure:
 
 
 def draw_label_curves(summary: pd.DataFrame) -> Figure:
-    """Draw the error against the number of labels, a panel a property, a line a method.
+    """Draw the error against the number of labels, one panel per property, one line per method.
 
     Args:
-        summary: One row a property, method and number of labels, with the columns ``property``,
+        summary: One row per property, method and number of labels, with the columns ``property``,
             ``unit``, ``method``, ``n_train``, ``mae`` and ``std`` (over the seeds, drawn as bars).
 
     Returns:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def plot_explanation(explanation: pd.DataFrame, *, axes: Axes | None = None) -> Axes:
-    """Draw the weights that a crystal switches on as bars, by property, a colour an element.
+    """Draw the weights that a crystal switches on as bars, by property, one colour per element.
 
     The bin that each element falls into is printed at its bar (as in Figs. 4-6 of the paper), in
     grey where the weight is exactly zero; a property that an element has no value of has no bar.
@@ -29,6 +29,12 @@ def plot_explanation(explanation: pd.DataFrame, *, axes: Axes | None = None) -> 
 
     Raises:
         DataError: it is no such table.
+
+    Example:
+        >>> from pymatgen.core import Lattice, Structure
+        >>> salt = Structure(Lattice.cubic(3.5), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
+        >>> from crysxpp_mm import load_model
+        >>> axes = plot_explanation(load_model("crysxpp-bulk-modulus").explain(salt))
     """
     known = [item.name for item in PROPERTIES]
     if not isinstance(explanation, pd.DataFrame) or list(explanation.columns) != known:
@@ -98,13 +104,19 @@ def _property_label(item: Any) -> str:
 
 
 def plot_contributions(found: Contributions, *, axes: Axes | None = None) -> Axes:
-    """Draw the way from the baseline to the prediction, a step a property, the largest first.
+    """Draw the way from the baseline to the prediction, one step per property, the largest first.
 
     The steps end at the prediction: nothing of it is left unexplained.
 
     Args:
         found: What ``contributions`` gave.
         axes: Where to draw; axes of a new figure if None.
+
+    Example:
+        >>> from pymatgen.core import Lattice, Structure
+        >>> salt = Structure(Lattice.cubic(3.5), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
+        >>> from crysxpp_mm import load_model
+        >>> axes = plot_contributions(load_model("crysxpp-bulk-modulus").contributions(salt))
     """
     steps = found.by_property()
     steps = steps.loc[steps.abs().sort_values(ascending=False, kind="stable").index]
@@ -147,7 +159,7 @@ def plot_contributions(found: Contributions, *, axes: Axes | None = None) -> Axe
 
 
 def plot_sparsity_path(path: SparsityPath, *, axes: Axes | None = None) -> Axes:
-    """Draw the selector's weights against lambda_1, a colour a property, one line a column.
+    """Draw the selector's weights against lambda_1, one colour per property, one line per column.
 
     The axis on top says how many of the 92 columns are off.
 

@@ -104,6 +104,12 @@ def draw_map(
 
     Raises:
         DataError: There are more than eight classes.
+
+    Example:
+        >>> points = np.array([[0.0, 0.0], [1.0, 1.0]])
+        >>> figure = draw_map(points, classes=["a", "b"], labels=["NaCl", "Si"], title="Two")
+        >>> len(figure.axes)
+        1
     """
     order = list(class_order or sorted(set(classes)))
     if len(order) > len(COLORS):

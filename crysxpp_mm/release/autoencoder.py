@@ -108,7 +108,7 @@ def model_card(name: str, model: CrysAE, curves: pd.DataFrame, summary: str) -> 
     Args:
         name: The model's.
         model: The model, with the facts of its training as ``metadata``.
-        curves: Losses, one row an epoch.
+        curves: Losses, one row per epoch.
         summary: A paragraph.
     """
     return render_card(

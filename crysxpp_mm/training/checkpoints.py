@@ -33,8 +33,8 @@ def check_run(folder: Path, record: Mapping[str, Any]) -> bool:
 
     Args:
         folder: Of the run.
-        record: What tells the run from others; written where there is none yet. ``run.json`` may
-            hold more.
+        record: What tells the run from others; written to a new folder. ``run.json`` may hold
+            more.
 
     Raises:
         SettingsError: the folder holds another run, or is damaged.

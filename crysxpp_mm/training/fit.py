@@ -222,7 +222,7 @@ def fit_model(
         label: Text before a progress bar; no bar if None.
 
     Returns:
-        One row an epoch: ``epoch``, ``learning_rate``, ``train_loss``, ``val_loss``, and ``kept``,
+        One row per epoch: ``epoch``, ``learning_rate``, ``train_loss``, ``val_loss``, and ``kept``,
         True for the epoch whose weights the model has.
 
     Raises:

@@ -39,8 +39,13 @@ class RegressionObjective(Objective):
 
     Args:
         loss: ``"l1"``, the mean absolute error, or ``"mse"``, the mean squared error (Eq. 10).
-        floors: Least targets, shape ``(n_targets,)``, ``-inf`` where there is none. Predicting
-            less than the floor costs nothing for a crystal whose label is the floor.
+        floors: Least targets, shape ``(n_targets,)``, ``-inf`` for a target without a
+            floor. A prediction below the floor costs nothing if the label is the floor.
+
+    Example:
+        >>> error = RegressionObjective("l1")
+        >>> error(torch.tensor([[1.0], [2.0]]), torch.tensor([[1.5], [float("nan")]]))
+        (tensor(0.5000), 1)
     """
 
     dtype = torch.float32

@@ -79,6 +79,10 @@ def checked_options(kind: type[OptionsT], source: Any, **changes: Any) -> Option
 
     Raises:
         SettingsError: an option has a value that makes no sense; it is named.
+
+    Example:
+        >>> checked_options(FitOptions, FitOptions(), max_epochs=5).max_epochs
+        5
     """
     options = kind(**{item.name: getattr(source, item.name) for item in fields(kind)} | changes)
     options._check()

@@ -1,4 +1,4 @@
-"""How well CrysAE rebuilds crystals that it was not trained on."""
+"""Accuracy with which CrysAE rebuilds crystals that it was not trained on."""
 
 from __future__ import annotations
 
