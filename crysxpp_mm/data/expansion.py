@@ -196,24 +196,26 @@ def _mixtures(
         DataError: they sum to more than ``MAX_OCCUPANCY``.
     """
     mixtures: dict[int, dict[int, float]] = {}
+    rows: dict[int, list[int]] = {}
     for row, owner in enumerate(owners.tolist()):
         mixture = mixtures.setdefault(owner, {})
+        rows.setdefault(owner, []).append(row)
         number = int(sites.numbers[row])
         mixture[number] = mixture.get(number, 0.0) + float(sites.occupancies[row])
+    rescaled = []
     for owner, mixture in mixtures.items():
         total = sum(mixture.values())
         if total <= 1:
             continue
-        labels = ", ".join(
-            text_of(sites.labels[row]) for row in np.flatnonzero(owners == owner)[:5]
-        )
+        labels = ", ".join(text_of(sites.labels[row]) for row in rows[owner][:5])
         if total > MAX_OCCUPANCY:
             raise DataError(
                 f"the occupancies of site {labels} sum to {total:.4g}, which is more than 1."
             )
         if total > 1 + ROUNDED:
-            notes.append(f"the occupancies of site {labels} sum to {total:.4g} and are rescaled")
+            rescaled.append(f"the occupancies of site {labels} sum to {total:.4g} and are rescaled")
         mixtures[owner] = {number: share / total for number, share in mixture.items()}
+    notes += rescaled[:3] + ([f"so are those of {len(rescaled) - 3} more"] if rescaled[3:] else [])
     return mixtures
 
 
