@@ -13,6 +13,7 @@ DASK = ["dask[dataframe]>=2024.8"]
 NOTEBOOKS = ["ipykernel>=6.29", "ipywidgets>=8.1", "jupyterlab>=4.0", "nbconvert>=7.16"]
 DOCS = ["myst-nb>=1.3", "pydata-sphinx-theme>=0.16", "sphinx>=8.2"]
 DEV = [
+    "ase>=3.22",
     "import-linter>=2.1",
     "mypy>=1.13",
     "nbclient>=0.10",
@@ -50,6 +51,7 @@ setup(
             "and (platform_machine == 'x86_64' or platform_system == 'Darwin')"
         ),
         "jinja2>=3.1",
+        "gemmi>=0.7",
         "joblib>=1.3",
         "lightning>=2.6",
         "matminer>=0.10",
@@ -64,6 +66,7 @@ setup(
         "pymatgen>=2024.8",
         "safetensors>=0.4.3",
         "scikit-learn>=1.7",
+        "scipy>=1.13",
         "torch>=2.2",
         "tqdm>=4.66",
         "typer>=0.20",

@@ -13,6 +13,7 @@ from torch.nn import functional
 from crysxpp_mm.elements import PROPERTIES
 from crysxpp_mm.errors import SettingsError
 from crysxpp_mm.models.decoder import PairIndex, Reconstruction
+from crysxpp_mm.models.targets import TargetValues
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +84,20 @@ def atom_feature_loss(logits: Tensor, features: Tensor) -> Tensor:
     entropy = -(log_probability * features).sum()
     known = features.sum()
     return entropy / known.clamp(min=1e-6)
+
+
+def target_loss(predicted: TargetValues, true: TargetValues) -> Tensor:
+    """Mean squared errors of standardized pretext targets, that of sites and that of crystals.
+
+    Returns:
+        Their sum, a scalar; a kind without columns adds nothing.
+    """
+    errors = [
+        functional.mse_loss(guess, truth)
+        for guess, truth in zip(predicted, true, strict=True)
+        if truth.numel()
+    ]
+    return torch.stack(errors).sum()
 
 
 def reconstruction_loss(

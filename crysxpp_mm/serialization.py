@@ -7,11 +7,14 @@ import binascii
 import gzip
 import hashlib
 import json
+import math
 import os
-import tempfile
+import platform
+import re
+import shutil
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
@@ -26,8 +29,10 @@ from crysxpp_mm.errors import CrysXPPError, ModelFileError
 
 FORMAT_VERSION = 1
 """Version of the model document; a later one is refused."""
-MAX_BYTES = 1 << 30
+MAX_BYTES = 100_000_000
 """Largest model document that is read, unpacked."""
+MAX_VALUES = 4_000_000
+"""Most values that a model document may have; each takes some 100 bytes of memory."""
 
 
 def weights_to_dict(module: nn.Module) -> dict[str, Any]:
@@ -146,23 +151,79 @@ def write_document(document: Mapping[str, Any], path: str | os.PathLike[str]) ->
 
 def write_whole(path: Path, data: bytes) -> None:
     """Write a file that appears under its name only when it is complete."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    temporary = Path(name)
+    with complete_file(path) as temporary:
+        temporary.write_bytes(data)
+
+
+@contextmanager
+def complete_file(path: Path) -> Iterator[Path]:
+    """Give the name of a file to write, which becomes ``path`` at the end.
+
+    An error leaves nothing behind; a full disk names ``path``.
+
+    Example:
+        >>> import tempfile
+        >>> target = Path(tempfile.mkdtemp(), "numbers.txt")
+        >>> with complete_file(target) as temporary:
+        ...     _ = temporary.write_text("1 2 3")
+        >>> target.read_text()
+        '1 2 3'
+    """
+    remove_leftovers(path)
+    temporary = path.with_name(f"{scratch_prefix(path)}{os.urandom(4).hex()}")
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        temporary.chmod(0o666 & ~_umask())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink()
+        with naming(path):
+            yield temporary
+            temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let an error of the system, such as a full disk, name the file that is written."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None or scratch_prefix(path) in str(error.filename):
+            error.filename = str(path)
         raise
 
 
-def _umask() -> int:
-    """The rights that new files do not get; asking is setting, so it is set back."""
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask
+def scratch_prefix(path: Path) -> str:
+    """The beginning of names of temporary files beside a file; it tells whose they are."""
+    return f".{path.name}.{_host()}-{os.getpid()}-"
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove what processes that are no more have left beside a file while they wrote it."""
+    pattern = re.compile(rf"{re.escape(f'.{path.name}.{_host()}-')}(\d+)-\w+")
+    with suppress(OSError):
+        for left in path.parent.iterdir():
+            match = pattern.fullmatch(left.name)
+            if match is None or _is_alive(int(match[1])):
+                continue
+            if left.is_dir():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.unlink(missing_ok=True)
+
+
+def _host() -> str:
+    """A few letters for this machine: others may write into the same folder."""
+    return hashlib.sha256(platform.node().encode()).hexdigest()[:6]
+
+
+def _is_alive(process: int) -> bool:
+    if os.name != "posix":
+        return True  # it cannot be asked without harm
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def _plain(value: Any) -> Any:
@@ -183,6 +244,9 @@ def read_document(path: str | os.PathLike[str]) -> dict[str, Any]:
         ModelFileError: the file is absent, damaged, or holds no JSON object.
     """
     source = Path(path)
+    if not source.is_file():  # a FIFO would be waited for
+        kind = "is no regular file" if source.exists() else "there is no such file"
+        raise ModelFileError(f"{source}: {kind}.")
     try:
         with source.open("rb") as file:
             packed = file.read(2) == b"\x1f\x8b"
@@ -191,10 +255,12 @@ def read_document(path: str | os.PathLike[str]) -> dict[str, Any]:
             data = content.read(MAX_BYTES + 1)
         if len(data) > MAX_BYTES:
             raise ModelFileError(f"{source} is refused: it has more than {MAX_BYTES:,} bytes.")
-        document = json.loads(data)
-    except FileNotFoundError as error:
-        raise ModelFileError(f"{source}: there is no such file.") from error
-    except (OSError, EOFError, ValueError, RecursionError, zlib.error) as error:
+        if sum(data.count(mark) for mark in b"[{,") > MAX_VALUES:
+            raise ModelFileError(f"{source} is refused: it has more than {MAX_VALUES:,} values.")
+        document = json.loads(data, parse_constant=_refuse_number, parse_float=_finite)
+    except ModelFileError:
+        raise
+    except (OSError, EOFError, ValueError, RecursionError, MemoryError, zlib.error) as error:
         raise ModelFileError(
             f"{source} is no model file, or it is damaged ({type(error).__name__}: {error})."
         ) from error
@@ -203,7 +269,24 @@ def read_document(path: str | os.PathLike[str]) -> dict[str, Any]:
     return document
 
 
-def check_keys(document: Mapping[str, Any], *, required: set[str], optional: set[str]) -> None:
+def _refuse_number(text: str) -> float:
+    raise ValueError(f"{text} is no number of JSON")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError(f"{text} is no finite number")
+    return value
+
+
+def check_keys(
+    document: Mapping[str, Any],
+    *,
+    required: set[str],
+    optional: set[str],
+    newest: int = FORMAT_VERSION,
+) -> None:
     """Refuse a model document with missing or unknown keys, or of a later format.
 
     Raises:
@@ -211,10 +294,10 @@ def check_keys(document: Mapping[str, Any], *, required: set[str], optional: set
     """
     keys = {key for key in document if not key.startswith("@")}
     version = document.get("format_version", FORMAT_VERSION)
-    if not isinstance(version, int) or version > FORMAT_VERSION:
+    if not isinstance(version, int) or version > newest:
         raise ModelFileError(
             f"the model is of format version {version}, this package reads up to "
-            f"{FORMAT_VERSION}; update crysxpp_mm."
+            f"{newest}; update crysxpp_mm."
         )
     if missing := sorted(required - keys):
         raise ModelFileError(f"the model lacks {', '.join(missing)}.")

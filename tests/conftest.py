@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -162,6 +164,16 @@ def structures() -> list[Structure]:
 def bad_inputs() -> dict[str, object]:
     """Inputs that have no crystal graph, by what is wrong with them."""
     return make_bad_inputs()
+
+
+@pytest.fixture
+def mp_zip() -> Path:
+    """Real crystals, where they are at hand."""
+    root = os.environ.get("CRYSXPP_DATA")
+    path = Path(root or "", "mp_structures.zip")
+    if not root or not path.is_file():
+        pytest.skip("CRYSXPP_DATA names no folder with mp_structures.zip")
+    return path
 
 
 @pytest.fixture

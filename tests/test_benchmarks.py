@@ -522,7 +522,7 @@ def test_the_speed_benchmark_writes_every_measure(
     assert len(lines) == len(table) + 1
     assert np.isfinite(table["value"]).all()
     goals = table[table["goal"] != ""]
-    assert len(goals) == 8
+    assert len(goals) == 10
     assert goals["reached"].isin([True, False]).all()
     assert list(pd.read_csv(out / "speed.csv").columns) == [
         *("part", "measure", "value", "unit", "goal", "reached")

@@ -164,13 +164,14 @@ def test_folder_becomes_a_table(cifs, model, tmp_path, nacl, copper):
     out = tmp_path / "new" / "columns.csv"
     result = run("featurize", cifs, "--model", model, "--out", out)
     assert "2 structures featurized, none failed." in result.stdout
-    assert f"Wrote {out}: 2 rows, 97 columns." in result.stdout
+    assert f"Wrote {out}: 2 rows, 98 columns." in result.stdout
     assert "2/2" in result.stderr
     table = pd.read_csv(out)
-    assert list(table["name"]) == ["copper.cif", "nacl.cif"]
+    assert list(table["name"]) == ["copper", "nacl"]
+    assert list(table["file"]) == ["copper.cif", "nacl.cif"]
     expected = columns_of(model, copper, nacl)
-    np.testing.assert_allclose(table.iloc[:, 1:], expected, rtol=1e-4, atol=1e-5)
-    assert list(table.columns[1:]) == CrysAEFeaturizer(model=model).feature_labels()
+    np.testing.assert_allclose(table.iloc[:, 2:], expected, rtol=1e-4, atol=1e-5)
+    assert list(table.columns[2:]) == CrysAEFeaturizer(model=model).feature_labels()
     assert sorted(path.name for path in out.parent.iterdir()) == ["columns.csv"]
 
 
@@ -245,10 +246,38 @@ def test_failures_are_named_or_kept(bad, model, tmp_path):
     assert "2 of 4 structures failed." in result.stdout
     assert "  lr.cif: Lr1: site 0 holds Lr" in result.stdout
     table = pd.read_csv(tmp_path / "a.csv", index_col="name")
-    assert list(table.index) == ["bad.cif", "copper.cif", "lr.cif", "nacl.cif"]
+    assert list(table.index) == ["bad", "copper", "lr", "nacl"]
     assert table["error"].isna().tolist() == [False, True, False, True]
-    assert table.loc[["bad.cif", "lr.cif"]].drop(columns="error").isna().all(axis=None)
-    assert table.loc[["copper.cif", "nacl.cif"]].drop(columns="error").notna().all(axis=None)
+    assert table.loc[["bad", "lr"]].drop(columns=["error", "file"]).isna().all(axis=None)
+    assert table.loc[["copper", "nacl"]].drop(columns="error").notna().all(axis=None)
+
+
+def test_doubts_are_kept_on_demand_and_said(cifs, model, tmp_path):
+    text = (cifs / "nacl.cif").read_text()
+    (cifs / "nacl.cif").write_text(text.replace("'Na1 Cl1'", "'Na1 Cl1 H2'"))
+    arguments = ("featurize", cifs, "--model", model, "--out", tmp_path / "a.csv")
+    assert "error: nacl.cif: the formula of the file (Na1 Cl1 H2) has H" in fails(*arguments)
+    result = run(*arguments, "--keep-doubts")
+    assert "1 of them with a note on their file, in the column 'note'." in result.stdout
+    table = pd.read_csv(tmp_path / "a.csv", index_col="name")
+    assert "has H" in table.loc["nacl", "note"]
+    assert pd.isna(table.loc["copper", "note"])
+    assert table.drop(columns="note").notna().all(axis=None)
+    stored = ("graphs", cifs, "--out", tmp_path / "a.graphs")
+    assert "has H" in fails(*stored)
+    assert "1 crystals with a note on their file" in run(*stored, "--keep-doubts").stdout
+
+
+def test_taken_columns_are_found_before_the_work(cifs, model, tmp_path, monkeypatch):
+    def work(*_: object, **__: object) -> None:
+        raise AssertionError("the work began")
+
+    monkeypatch.setattr(CrysAEFeaturizer, "featurize_many", work)
+    for name in ("error", "note"):
+        frame = pd.DataFrame({"structure": [make_copper().to(fmt="cif")], name: [1]})
+        frame.to_csv(tmp_path / "in.csv", index=False)
+        arguments = ("featurize", tmp_path / "in.csv", "--model", model, "--ignore-errors")
+        assert f"has a column '{name}' already" in fails(*arguments, "--out", tmp_path / "o.csv")
 
 
 def test_only_failures_write_nothing(cifs, model, tmp_path):

@@ -500,7 +500,7 @@ def test_folder_and_store_are_predicted(data, ensemble, tmp_path):
         out = tmp_path / f"{source}.json.gz"
         run("predict", data / source, "--model", ensemble, "--out", out)
     a, b = (pd.read_json(tmp_path / f"{s}.json.gz", orient="split") for s in ("cifs", "c.graphs"))
-    assert a["name"].tolist() == ["007.cif", "008.cif", "12.cif", "mp-1.5.cif"]
+    assert a["name"].tolist() == ["007", "008", "12", "mp-1.5"]
     pd.testing.assert_frame_equal(a, b, rtol=1e-5)
 
 
@@ -509,15 +509,29 @@ def test_classes_and_probabilities_are_predicted(data, classifier, tmp_path):
     out = tmp_path / "p.csv"
     run("predict", data / "cifs", "--model", classifier, "--ignore-errors", "--out", out)
     table = pd.read_csv(out, index_col="name")
-    good = table.drop("99.cif")
+    good = table.drop("99")
     total = good["probability of element"] + good["probability of salt"]
     assert total.tolist() == pytest.approx([1.0] * 4)
     best = np.where(good["probability of element"] > 0.5, "element", "salt")
     assert good["kind predicted"].tolist() == best.tolist()
-    assert table.loc["99.cif"].drop("error").isna().all()
-    assert "Lr" in table.loc["99.cif", "error"]
+    assert table.loc["99"].drop(["error", "file"]).isna().all()
+    assert "Lr" in table.loc["99", "error"]
     text = fails("predict", data / "cifs", "--model", classifier, "--std")
-    assert "predicts classes; --std and --interval are for numbers" in text
+    assert "predicts classes; --std is for numbers" in text
+    options = ("--interval", 0.5, "--domain", "--out", tmp_path / "sets.csv")
+    assert "has no calibration crystals" in fails(
+        "predict", data / "cifs", "--model", classifier, *options
+    )
+    model = load_model(classifier)
+    crystals = [CRYSTALS[name]() for name in sorted(CRYSTALS)]
+    model.calibrate(crystals, model.predict(crystals)).save(tmp_path / "calibrated.json.gz")
+    options = ("--model", tmp_path / "calibrated.json.gz", "--ignore-errors", *options)
+    run("predict", data / "cifs", *options)
+    table = pd.read_csv(tmp_path / "sets.csv", index_col="name").drop(index="99.cif")
+    expected = model.predict_set(crystals, confidence=0.5)
+    for name in ("element", "salt"):
+        assert table[f"{name} in set"].tolist() == expected[name].tolist()
+    assert table["in_domain"].tolist() == expected["in_domain"].tolist()
 
 
 def test_whole_numbers_of_classes_stay_so(data, crysae, tmp_path):
@@ -564,6 +578,7 @@ def test_intervals_are_those_of_the_model(data, ensemble, tmp_path):
     for name in ("K", "gap"):
         for end in ("lower", "upper"):
             np.testing.assert_allclose(table[f"{name} {end}"], expected[name, end], rtol=1e-3)
+    assert table["in_domain"].tolist() == expected["K", "in_domain"].tolist()
 
 
 def test_interval_of_one_target(tmp_path):
@@ -576,7 +591,9 @@ def test_interval_of_one_target(tmp_path):
     run("train", tmp_path / "t.json", "--target", "y", *small("--out", model))
     run("predict", tmp_path / "t.json", "--model", model, "--interval", 0.9, "--out", out)
     table = pd.read_csv(out)
-    expected = load_model(model).predict_interval([row["structure"] for row in rows])
+    loaded = load_model(model)
+    expected = loaded.predict_interval([row["structure"] for row in rows])
+    assert loaded.domain([rows[7]["structure"]])["nearest_1"].tolist() == ["7"]
     for mine, theirs in (("predicted", "prediction"), ("lower", "lower"), ("upper", "upper")):
         np.testing.assert_allclose(table[f"y {mine}"], expected[theirs], rtol=1e-3, atol=1e-3)
 

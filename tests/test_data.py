@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import zipfile
 from functools import cache
 from pathlib import Path
@@ -14,9 +15,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from matminer.utils.io import store_dataframe_as_json
-from pymatgen.core import IStructure, Structure
+from pymatgen.core import Structure
+from pymatgen.entries.computed_entries import ComputedStructureEntry
 
-from crysxpp_mm.data import sources
+from crysxpp_mm.data import sources, tables
+from crysxpp_mm.data import texts as structure_texts
 from crysxpp_mm.data.sources import (
     Payload,
     StructureSource,
@@ -24,12 +27,15 @@ from crysxpp_mm.data.sources import (
     open_structures,
     parse,
     parse_blocks,
+    payload_blocks,
     read_table,
+    row_ids,
 )
 from crysxpp_mm.data.store import FORMAT_VERSION, HEADER, GraphStore, build_store
-from crysxpp_mm.errors import DataError, GraphStoreError, SettingsError
+from crysxpp_mm.errors import DataError, GraphError, GraphStoreError, SettingsError
 from crysxpp_mm.graph.arrays import DTYPES, CrystalGraphs
 from crysxpp_mm.graph.converter import CrystalGraphConverter
+from crysxpp_mm.graph.crystal import as_structure
 
 CRYSTALS = ("copper", "nacl", "perovskite", "silicon")
 
@@ -73,10 +79,7 @@ def read(source: StructureSource) -> dict[str, Any]:
     """Everything of a source, parsed."""
     found = {}
     for payload in source:
-        structure = parse(payload)
-        if not isinstance(structure, IStructure):
-            structure = Structure.from_dict(dict(structure))
-        found[payload.name] = structure
+        found[payload.name] = as_structure(parse(payload))
     return found
 
 
@@ -181,6 +184,7 @@ def test_damaged_member_of_a_zip_fails_alone(tmp_path):
     kept = build_store(path, tmp_path / "a.graphs", ignore_errors=True, pbar=False)
     assert kept.names == ["good.cif"]
     assert sorted(kept.errors) == ["bad.cif", "broken.cif.gz", "latin.cif"]
+    assert kept.errors.pop("latin.cif").startswith("cannot be read as a structure")
     assert all(error.startswith("damaged in ") for error in kept.errors.values())
     with pytest.raises(DataError, match=r"^bad\.cif: damaged in .*CRC"):
         build_store(path, tmp_path / "b.graphs", pbar=False)
@@ -197,7 +201,7 @@ def test_unreadable_zip_is_named(tmp_path, archive):
 
 def test_what_is_too_large_is_refused_packed_or_not(tmp_path, monkeypatch):
     text = make_nacl().to(fmt="cif")
-    monkeypatch.setattr(sources, "MAX_FILE_BYTES", len(text) + 100)
+    monkeypatch.setattr(structure_texts, "MAX_FILE_BYTES", len(text) + 100)
     large = text + "\n" * 10_000
     (tmp_path / "fits.cif").write_text(text)
     (tmp_path / "large.cif").write_text(large)
@@ -338,9 +342,7 @@ def test_blocks_are_parsed_in_order(tmp_path, monkeypatch, num_workers):
     assert [block.names for block in blocks] == [["0", "1"], ["2", "3"], ["4", "5"], ["6"]]
     assert [list(block.errors) for block in blocks] == [[1], [], [0], []]
     assert blocks[0].errors[1].startswith("cannot be read as a structure")
-    found = [
-        Structure.from_dict(s) if isinstance(s, dict) else s for b in blocks for s in b.structures
-    ]
+    found = [as_structure(structure) for block in blocks for structure in block.structures]
     assert [s.reduced_formula for s in found] == ["NaCl", "Cu", "NaCl", "Cu", "Cu"]
 
 
@@ -365,7 +367,6 @@ def test_list_of_dictionaries_and_one_dictionary_are_structures(tmp_path):
     ("name", "content", "message"),
     [
         ("empty.csv", b"", "cannot be read as a table"),
-        ("latin.csv", b"a\n\xff\xfe", "cannot be read as a table"),
         ("broken.json", b"{", "cannot be read as a table"),
         ("deep.json", b"[" * 100_000, "cannot be read as a table"),
         ("cut.json.gz", gzip.compress(b"[]" * 99, mtime=0)[:-9], "cannot be read as a table"),
@@ -494,7 +495,7 @@ def test_every_source_gives_the_same_graphs(tmp_path, folder, archive):
 
 def test_blocks_and_workers_change_nothing(tmp_path, monkeypatch, archive):
     build_store(archive, tmp_path / "one.graphs", pbar=False)
-    monkeypatch.setattr("crysxpp_mm.data.store.BLOCK", 3)
+    monkeypatch.setattr(sources, "BLOCK", 3)
     build_store(archive, tmp_path / "two.graphs", pbar=False)
     build_store(archive, tmp_path / "three.graphs", num_workers=2, pbar=False)
     expected = (tmp_path / "one.graphs").read_bytes()
@@ -641,25 +642,108 @@ def test_column_of_another_kind_is_refused(tmp_path, store):
             GraphStore.load(path)
 
 
-def test_columns_that_do_not_fit_are_refused(tmp_path, monkeypatch, store):
-    class AnyHash(str):
-        __slots__ = ()
+class AnyHash(str):
+    """A hash that equals any other: that of a forger."""
 
-        def __ne__(self, other: object) -> bool:
-            return False
+    __slots__ = ()
 
-        __hash__ = str.__hash__
+    def __ne__(self, other: object) -> bool:
+        return False
 
+    __hash__ = str.__hash__
+
+
+def changed(column: str, place: int, value: float) -> Any:
+    """A column with one other entry."""
+
+    def change(columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        array = columns[column].copy()
+        array[place] = value
+        return {column: array}
+
+    return change
+
+
+FORGERIES = {
+    "neighbour past the crystal": (changed("neighbors", 0, 2), "neighbors names a site"),
+    "negative neighbour": (changed("neighbors", 5, -1), "neighbors names a site"),
+    "far neighbour": (changed("neighbors", -1, 2**31 - 1), "neighbors names a site"),
+    "huge degree": (changed("degrees", 0, 2**31 - 1), "degrees must be numbers"),
+    "negative degree": (changed("degrees", 0, -3), "degrees must be numbers"),
+    "degree that does not fit": (changed("degrees", 0, 11), "degrees of crystal 0 do not sum"),
+    "vacancy as an element": (changed("species_numbers", 0, 0), "species_numbers must be"),
+    "element past the table": (changed("species_numbers", 0, 101), "species_numbers must be"),
+    "species of another crystal": (changed("species_sites", 0, 7), "species_sites names a site"),
+    "occupancy of NaN": (changed("occupancies", 0, np.nan), "occupancies must be"),
+    "negative occupancy": (changed("occupancies", 0, -1), "occupancies must be"),
+    "large occupancy": (changed("occupancies", 0, 3), "occupancies must be"),
+    "infinite distance": (changed("distances", 0, np.inf), "distances must be"),
+    "distance of NaN": (changed("distances", 0, np.nan), "distances must be"),
+    "distance beyond the rule": (changed("distances", 0, 12), "distances has one beyond"),
+    "weight of NaN": (changed("weights", 0, np.nan), "weights must be"),
+    "large weight": (changed("weights", 0, 5), "weights must be"),
+    "negative count": (changed("bond_counts", 0, -5), "bond_counts has a negative"),
+    "atoms that lack": (changed("atom_counts", 0, 1), "degrees has"),
+    "short distances": (lambda c: {"distances": c["distances"][:-1]}, "distances has"),
+    "short weights": (lambda c: {"weights": c["weights"][:-1]}, "weights has"),
+    "more crystals": (lambda c: {"bond_counts": np.append(c["bond_counts"], c["bond_counts"][:1])},
+                      "bond_offsets is of another length"),
+    "few names": (lambda c: {"names": np.frombuffer(b"a\nb\n", np.uint8)}, "8 graphs and 2 names"),
+    "equal names": (lambda c: {"names": np.frombuffer(b"a\n" * 8, np.uint8)}, "one name twice"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FORGERIES)
+def test_forged_store_is_refused_and_the_column_named(tmp_path, monkeypatch, store, name):
+    change, message = FORGERIES[name]
+    with zipfile.ZipFile(tmp_path / "all.graphs") as packed:
+        columns = {
+            member.removesuffix(".npy"): np.load(packed.open(member))
+            for member in packed.namelist()
+            if member != HEADER
+        }
+    members = {f"{key}.npy": npy(array) for key, array in change(columns).items()}
     monkeypatch.setattr("crysxpp_mm.data.store._combine", lambda *_: AnyHash())
-    short = rewritten(
-        tmp_path / "all.graphs", members={"distances.npy": npy(store.graphs.distances[:-1])}
-    )
-    with pytest.raises(GraphStoreError, match="the columns do not fit together"):
-        GraphStore.load(short)
-    names = np.frombuffer(b"a\nb\n", dtype=np.uint8)
-    few = rewritten(tmp_path / "all.graphs", members={"names.npy": npy(names)})
-    with pytest.raises(GraphStoreError, match="has 8 graphs and 2 names"):
-        GraphStore.load(few)
+    with pytest.raises(GraphStoreError, match=rf"changed\.graphs.*{message}"):
+        GraphStore.load(rewritten(tmp_path / "all.graphs", members=members))
+
+
+def test_graphs_made_by_hand_are_checked(store):
+    arrays = {name: getattr(store.graphs, name) for name in DTYPES}
+    assert equal(CrystalGraphs(**arrays), store.graphs)
+    with pytest.raises(GraphError, match="neighbors names a site that its crystal has not"):
+        CrystalGraphs(**{**arrays, "neighbors": arrays["neighbors"] + 1000})
+    with pytest.raises(GraphError, match="weights must be an array of one dimension of float32"):
+        CrystalGraphs(**{**arrays, "weights": arrays["weights"].tolist()})
+    with pytest.raises(GraphError, match="degrees must be an array of one dimension of int32"):
+        CrystalGraphs(**{**arrays, "degrees": arrays["degrees"].astype(float)})
+    with pytest.raises(GraphError, match="atom_offsets must begin with 0 and must not fall"):
+        CrystalGraphs(**{**arrays, "atom_offsets": arrays["atom_offsets"] + 1})
+
+
+def test_store_that_unpacks_without_end_is_refused_at_once(tmp_path, monkeypatch, store):
+    monkeypatch.setattr("crysxpp_mm.data.store.LARGE", 1000)
+    bomb = tmp_path / "bomb.graphs"
+    with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as packed:
+        packed.writestr(HEADER, json.dumps({"format": "crysxpp_mm graph store"}))
+        packed.writestr("distances.npy", bytes(10_000_000))
+    with pytest.raises(GraphStoreError, match="is refused: it unpacks to 10,000,0"):
+        GraphStore.load(bomb)
+
+
+def test_array_that_says_more_than_it_has_is_refused(tmp_path, store):
+    data = npy(store.graphs.distances).replace(b"(236,)", b"(999999999999,)")
+    assert b"999999999999" in data
+    path = rewritten(tmp_path / "all.graphs", members={"distances.npy": data})
+    with pytest.raises(GraphStoreError, match="is damaged"):
+        GraphStore.load(path)
+
+
+@pytest.mark.parametrize("key", ["errors", "notes"])
+def test_texts_of_a_header_are_checked(tmp_path, store, key):
+    path = rewritten(tmp_path / "all.graphs", **{key: {"a": [1]}})
+    with pytest.raises(GraphStoreError, match=f"{key} of its header are no texts"):
+        GraphStore.load(path)
 
 
 def test_file_that_is_no_store_is_refused(tmp_path, archive):
@@ -684,12 +768,179 @@ def test_store_of_real_crystals_streams(tmp_path, mp_zip):
     assert np.all(sums <= 12 * kept.graphs.n_atoms + 1e-3)
 
 
-@pytest.fixture
-def mp_zip() -> Path:
-    import os
+# What files leave open, and odd sources.
 
-    root = os.environ.get("CRYSXPP_DATA")
-    path = Path(root or "", "mp_structures.zip")
-    if not root or not path.is_file():
-        pytest.skip("CRYSXPP_DATA names no folder with mp_structures.zip")
-    return path
+
+def cif_of(*crystals: Structure) -> str:
+    """One CIF of several blocks."""
+    return "\n".join(
+        crystal.to(fmt="cif").replace("data_", f"data_{number}_")
+        for number, crystal in enumerate(crystals)
+    )
+
+
+def test_several_crystals_of_a_file_are_several_rows(tmp_path):
+    (tmp_path / "one.cif").write_text(make_copper().to(fmt="cif"))
+    (tmp_path / "two.cif").write_text("data_global\n_a 1\n" + cif_of(make_nacl(), make_copper()))
+    names = ["one.cif", "two.cif#0_NaCl", "two.cif#1_Cu"]
+    with zipfile.ZipFile(tmp_path / "all.zip", "w") as packed:
+        for name in ("one.cif", "two.cif"):
+            packed.write(tmp_path / name, name)
+    for source in (tmp_path / "all.zip", tmp_path):
+        opened = open_structures(source)
+        assert opened.names == names
+        found = {name: structure.reduced_formula for name, structure in read(opened).items()}
+        assert list(found.values()) == ["Cu", "NaCl", "Cu"]
+    assert open_structures(tmp_path / "two.cif").names == names[1:]
+    assert row_ids(names) == ["one", "two#0_NaCl", "two#1_Cu"]
+
+
+def test_broken_block_fails_alone(tmp_path):
+    text = cif_of(make_nacl(), make_copper()).replace(
+        "_cell_length_a   3", "_cell_length_a   x3", 1
+    )
+    (tmp_path / "two.cif").write_text(text)
+    kept = build_store(tmp_path, tmp_path / "a.graphs", ignore_errors=True, pbar=False)
+    assert len(kept.names) == len(kept.errors) == 1
+
+
+def test_file_that_changes_between_is_named(tmp_path):
+    (tmp_path / "two.cif").write_text(cif_of(make_nacl(), make_copper()))
+    opened = open_structures(tmp_path)
+    (tmp_path / "two.cif").write_text(cif_of(make_nacl()))
+    with pytest.raises(DataError, match="was changed while it was read"):
+        read(opened)
+
+
+def test_row_ids_are_bare_names_where_these_tell_rows_apart():
+    assert row_ids(["b/x.cif", "a.cif.gz"]) == ["x", "a"]
+    assert row_ids(["a/POSCAR", "b/POSCAR", "c.vasp"]) == ["a/POSCAR", "b/POSCAR", "c"]
+
+
+@pytest.mark.parametrize("keep_doubts", [False, True])
+def test_doubts_fail_or_are_kept_with_a_note(tmp_path, keep_doubts):
+    doubtful = make_nacl().to(fmt="cif").replace("'Na1 Cl1'", "'Na1 Cl1 H2'")
+    (tmp_path / "a.cif").write_text(doubtful)
+    make_copper().to(filename=str(tmp_path / "b.cif"))
+    out = tmp_path / "a.graphs"
+    if not keep_doubts:
+        with pytest.raises(DataError, match=r"^a\.cif: the formula of the file .* has H"):
+            build_store(tmp_path, out, pbar=False)
+        return
+    kept = build_store(tmp_path, out, keep_doubts=True, pbar=False)
+    assert kept.names == ["a.cif", "b.cif"]
+    assert list(kept.notes) == ["a.cif"]
+    assert "has H" in kept.notes["a.cif"]
+    assert GraphStore.load(out).notes == kept.notes
+
+
+VASP4 = "NaCl\n1.0\n5.64 0 0\n0 5.64 0\n0 0 5.64\n4 4\nDirect\n" + "\n".join(
+    f"{x} {y} {z}" for x in (0, 0.5) for y in (0, 0.5) for z in (0, 0.5)
+)
+
+
+def test_poscar_without_elements_is_refused_everywhere(tmp_path):
+    (tmp_path / "POSCAR").write_text(VASP4)
+    with zipfile.ZipFile(tmp_path / "all.zip", "w") as packed:
+        packed.writestr("a/POSCAR", VASP4)
+    pd.DataFrame({"structure": [VASP4]}).to_csv(tmp_path / "table.csv", index=False)
+    for name in ("POSCAR", "all.zip", "table.csv"):
+        with pytest.raises(DataError, match="the elements are missing"):
+            read(open_structures(tmp_path / name))
+    named = "\n".join(
+        f"{line} {'Na' if row < 11 else 'Cl'}" if row > 6 else line
+        for row, line in enumerate(VASP4.splitlines())
+    )
+    (tmp_path / "POSCAR").write_text(named)  # names behind the coordinates
+    (found,) = read(open_structures(tmp_path / "POSCAR")).values()
+    assert found.formula == "Na4 Cl4"
+
+
+def test_poscar_that_counts_more_atoms_than_it_has_lines_is_refused_at_once(tmp_path):
+    for counts in ("4 99999999", "4 " + "9" * 5000):
+        (tmp_path / "POSCAR").write_text(VASP4.replace("4 4", f"Na Cl\n{counts}"))
+        with pytest.raises(DataError, match="atoms are counted in"):
+            read(open_structures(tmp_path / "POSCAR"))
+
+
+@pytest.mark.parametrize(
+    "data", ["Å".encode("latin-1"), b"\xff", "ü".encode(), b"\xc3\x28"], ids=str
+)
+def test_a_byte_that_is_no_utf8_does_not_refuse_a_file(tmp_path, data):
+    text = b"# M" + data + b"ller\n" + make_nacl().to(fmt="cif").encode()
+    (tmp_path / "a.cif").write_bytes(text)
+    (tmp_path / "b.cif").write_bytes(b"\xef\xbb\xbf" + text.replace(b"\n", b"\r\n"))
+    (tmp_path / "c.cif").write_bytes(make_nacl().to(fmt="cif").encode("utf-16"))
+    (tmp_path / "POSCAR").write_bytes(data + b" \n" + make_nacl().to(fmt="poscar").encode()[5:])
+    with zipfile.ZipFile(tmp_path / "all.zip", "w") as packed:
+        for name in ("a.cif", "b.cif", "c.cif"):
+            packed.write(tmp_path / name, name)
+    for name in ("a.cif", "b.cif", "c.cif", "all.zip"):
+        found = read(open_structures(tmp_path / name))
+        assert {structure.reduced_formula for structure in found.values()} == {"NaCl"}
+
+
+def test_table_of_another_encoding_keeps_its_names(tmp_path):
+    table = pd.DataFrame({"who": ["Müller"], "structure": [make_nacl().to(fmt="cif")]})
+    table.to_csv(tmp_path / "a.csv", index=False, encoding="latin-1")
+    source = open_structures(tmp_path / "a.csv")
+    assert source.table["who"].tolist() == ["Müller"]
+    assert list(read(source)) == ["0"]
+
+
+def test_what_is_no_regular_file_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "pipe.cif")
+    (tmp_path / "t.csv").write_text("structure\npipe.cif\n/dev/zero\nnone.cif\n")
+    for payload, message in zip(
+        open_structures(tmp_path / "t.csv"),
+        ("no regular file", "no regular file", "there is no such file"),
+        strict=True,
+    ):
+        with pytest.raises(DataError, match=message):
+            parse(payload)
+
+
+def test_names_are_checked_before_the_work(tmp_path):
+    (tmp_path / "a.cif").symlink_to(tmp_path / "gone.cif")
+    with pytest.raises(DataError, match=r"a\.cif is a link to nothing"):
+        open_structures(tmp_path)
+    (tmp_path / "a.cif").unlink()
+    (tmp_path / "b\udcff.cif").write_text(make_nacl().to(fmt="cif"))
+    with pytest.raises(DataError, match="is no UTF-8 text; rename it"):
+        open_structures(tmp_path)
+
+
+def test_control_characters_of_a_name_are_escaped(tmp_path):
+    (tmp_path / "a\x1b[31m\n.cif").write_text(make_nacl().to(fmt="cif"))
+    assert open_structures(tmp_path).names == [r"a\x1b[31m\n.cif"]
+    assert list(read(open_structures(tmp_path))) == [r"a\x1b[31m\n.cif"]
+
+
+def test_blocks_of_long_texts_are_short(monkeypatch):
+    monkeypatch.setattr(sources, "BLOCK_BYTES", 100)
+    payloads = [Payload(str(i), "x" * size, "cif") for i, size in enumerate((60, 60, 500, 10, 10))]
+    assert [len(block) for block in payload_blocks(payloads)] == [1, 1, 1, 2]
+
+
+def test_table_that_unpacks_without_end_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "LARGE", 1000)
+    (tmp_path / "a.csv.gz").write_bytes(gzip.compress(b"structure\n" + b"x" * 10_000_000))
+    with pytest.raises(DataError, match="is refused: unpacked, it has more than"):
+        open_structures(tmp_path / "a.csv.gz")
+
+
+def test_long_cell_of_a_table_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(structure_texts, "MAX_FILE_BYTES", 1000)
+    (tmp_path / "a.csv").write_text("structure\n" + "x" * 5000 + "\n")
+    with pytest.raises(DataError, match="0: one structure with more than 1,000 bytes"):
+        read(open_structures(tmp_path / "a.csv"))
+
+
+def test_entries_are_structures(tmp_path):
+    entry = ComputedStructureEntry(make_nacl(), -1.0)
+    (tmp_path / "one.json").write_text(json.dumps(entry.as_dict()))
+    (tmp_path / "many.json").write_text(json.dumps([entry.as_dict(), entry.as_dict()]))
+    for name in ("one.json", "many.json"):
+        kept = build_store(tmp_path / name, tmp_path / "a.graphs", pbar=False)
+        assert kept.graphs.n_atoms[0] == 2
+    assert len(build_store([entry], tmp_path / "b.graphs", pbar=False)) == 1

@@ -559,8 +559,9 @@ def test_cuda_gives_the_same_rows(crysae, structures):
 
 def test_a_forked_child_does_not_pick_cuda(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert compute.usable_device(None).type == "cuda"
+    assert compute.default_device() == "cuda"
     monkeypatch.setattr(compute, "is_forked", lambda: True)
+    assert compute.default_device() == "cpu"
     assert compute.usable_device(None).type == "cpu"
 
 

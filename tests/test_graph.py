@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import make_copper, make_nacl, make_perovskite, make_silicon, make_slab, needs_dgl
-from pymatgen.core import Element, Lattice, Molecule, Species, Structure
+from pymatgen.core import Element, IStructure, Lattice, Molecule, Species, Structure
 from pymatgen.core.operations import SymmOp
+from pymatgen.core.surface import SlabGenerator
+from pymatgen.entries.computed_entries import ComputedStructureEntry
 
 from crysxpp_mm.errors import (
     GraphError,
@@ -37,6 +41,7 @@ from crysxpp_mm.graph.batch import (
     make_batch,
 )
 from crysxpp_mm.graph.converter import CrystalGraphConverter
+from crysxpp_mm.graph.crystal import count_sites
 from crysxpp_mm.graph.neighbors import neighbors_within
 
 converter = CrystalGraphConverter()
@@ -376,6 +381,104 @@ def test_graph_from_elsewhere_must_have_the_fields(nacl):
     graph.ndata[ATOM_FEATURES] = graph.ndata[ATOM_FEATURES][:, :5]
     with pytest.raises(GraphError, match="shape"):
         check_graph(graph)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        (DISTANCE, float("nan"), "'distance' of the graph holds NaN"),
+        (DISTANCE, -1.0, "'distance' of the graph must hold numbers from 0"),
+        (DISTANCE, 1e6, "'distance' of the graph must hold numbers from 0"),
+        (WEIGHT, float("inf"), "'weight' of the graph holds NaN"),
+        (WEIGHT, 2.0, "'weight' of the graph must hold numbers from 0 to 1"),
+        (ATOM_FEATURES, float("nan"), "'atom_features' of the graph holds NaN"),
+    ],
+)
+@pytest.mark.parametrize("backend", ["torch", pytest.param("dgl", marks=needs_dgl)])
+def test_numbers_of_a_graph_from_elsewhere_are_checked(nacl, backend, field, value, message):
+    graph = make_batch(converter.convert(nacl), backend=backend)
+    data = graph.ndata if field == ATOM_FEATURES else graph.edata
+    data[field][0] = value
+    with pytest.raises(GraphError, match=message):
+        check_graph(graph)
+
+
+def test_edges_of_a_graph_from_elsewhere_stay_in_their_crystal(nacl, copper):
+    graph = make_batch(converter.convert_many([nacl, copper]), backend="torch")
+    check_graph(graph)
+    for edge, node in ((0, 2), (0, -1), (0, 10**9), (-1, 0)):
+        bad = make_batch(converter.convert_many([nacl, copper]), backend="torch")
+        bad.edges()[0][edge] = node
+        with pytest.raises(GraphError, match="names a node that its crystal has not"):
+            check_graph(bad)
+    wrong = TorchGraph(
+        *graph.edges(),
+        batch_num_nodes=graph.batch_num_nodes() + 1,
+        batch_num_edges=graph.batch_num_edges(),
+        num_nodes=3,
+    )
+    wrong.ndata, wrong.edata = graph.ndata, graph.edata
+    with pytest.raises(GraphError, match="do not sum up"):
+        check_graph(wrong)
+
+
+def test_atoms_of_ase_and_entries_and_kinds_of_structures_are_structures(nacl):
+    ase = pytest.importorskip("ase")
+    expected = shells(converter.convert(nacl))
+    atoms = ase.Atoms(
+        [site.specie.symbol for site in nacl],
+        cell=nacl.lattice.matrix,
+        scaled_positions=nacl.frac_coords,
+        pbc=True,
+    )
+    entry = ComputedStructureEntry(nacl, -1.0)
+    for item in (atoms, entry, entry.as_dict(), IStructure.from_sites(nacl.sites)):
+        assert shells(converter.convert(item)) == expected
+        assert count_sites(item) == 2
+    slab = SlabGenerator(nacl, (1, 0, 0), 5, 10).get_slab()
+    assert converter.convert(slab).n_atoms[0] == count_sites(slab) == len(slab)
+    flat = ase.Atoms("Cu", cell=[3, 3, 4], pbc=[True, True, False])
+    assert not np.isclose(converter.convert(flat).distances, 4.0).any()
+    with pytest.raises(StructureError, match="no cell of three vectors"):
+        converter.convert(ase.Atoms("Cu"))
+    with pytest.raises(UnknownElementError, match="site 0 of the Atoms has the atomic number 0"):
+        converter.convert(ase.Atoms("X", cell=[3, 3, 3], pbc=True))
+    mixed = ase.Atoms("Cu", cell=[3, 3, 3], pbc=True, info={"occupancy": {"0": {"Cu": 0.5}}})
+    with pytest.raises(StructureError, match="partial occupancies"):
+        converter.convert(mixed)
+
+
+TEXTS = [
+    (lambda s: s.to(fmt="json"), "JSON text: json.loads"),
+    (lambda s: s.to(fmt="cif"), "text of a CIF: Structure.from_str"),
+    (lambda s: s.to(fmt="cif").encode(), "text of a CIF: Structure.from_str"),
+    (lambda s: s.to(fmt="poscar"), "text of a POSCAR"),
+    (str, "printed as text, which cannot be read back"),
+    (lambda s: "nacl.cif", "name of a file, Structure.from_file"),
+    (lambda s: Path("nacl.cif"), r"read the file \(Structure.from_file\)"),
+    (lambda s: "NaCl", "build one with a lattice"),
+]
+
+
+@pytest.mark.parametrize(("make", "advice"), TEXTS)
+def test_text_in_place_of_a_structure_is_told_apart(nacl, make, advice):
+    with pytest.raises(StructureTypeError, match=advice):
+        converter.convert(make(nacl))
+
+
+def test_vacancies_only_are_refused():
+    with pytest.raises(StructureError, match="every site is vacant"):
+        converter.convert(Structure(Lattice.cubic(4), [{}], [[0, 0, 0]]))
+
+
+def test_rule_of_numpy_numbers_is_plain_and_of_text_is_refused():
+    rule = CrystalGraphConverter(cutoff=np.float32(7.5), max_neighbors=np.int64(10))
+    assert type(rule.cutoff) is float
+    assert type(rule.max_neighbors) is int
+    assert json.loads(json.dumps(rule.as_dict()))["max_neighbors"] == 10
+    for wrong in ({"max_neighbors": 12.0}, {"cutoff": "8"}, {"max_neighbors": 10**9}):
+        with pytest.raises(SettingsError, match=next(iter(wrong))):
+            CrystalGraphConverter(**wrong)
 
 
 def test_atom_batches_are_consecutive_and_bounded():

@@ -3,27 +3,33 @@
 from __future__ import annotations
 
 import json
+import warnings
 
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import make_nacl
+from conftest import make_isolated_atom, make_nacl
 from monty.serialization import dumpfn, loadfn
-from salts import CLASSES, SALTS, Y, classifier, regressor
+from salts import CLASSES, SALTS, Y, classifier, make_salts, regressor
 from sklearn.exceptions import NotFittedError
 
+from crysxpp_mm.data.reference import Arrays
 from crysxpp_mm.errors import DataError, ModelFileError, SettingsError, StructureTypeError
-from crysxpp_mm.estimators import CrysXPPRegressor, splits
+from crysxpp_mm.estimators import CrysXPPClassifier, CrysXPPRegressor, splits
 from crysxpp_mm.estimators import ensemble as training
 from crysxpp_mm.estimators.document import document_hash
 from crysxpp_mm.estimators.intervals import (
+    FLOOR,
+    MIN_ADAPTIVE,
     Calibration,
     check_confidence,
     needed_rows,
     quantile_rank,
 )
+from crysxpp_mm.serialization import weights_to_dict
 
-COLUMNS = ["prediction", "lower", "upper"]
+COLUMNS = ["prediction", "lower", "upper", "in_domain"]
+pytestmark = pytest.mark.filterwarnings("ignore:all intervals are of one width:UserWarning")
 
 
 @pytest.fixture(scope="module")
@@ -41,19 +47,20 @@ def ensemble():
 # The law.
 
 
-@pytest.mark.parametrize("n_members", [1, 3])
+@pytest.mark.parametrize(("n", "n_factors"), [(29, 2), (39, 2), (39, 3)])
 @pytest.mark.parametrize("confidence", [0.5, 0.9])
-def test_intervals_hold_the_truth_as_often_as_they_say(n_members, confidence):
+def test_intervals_hold_the_truth_as_often_as_they_say(n, n_factors, confidence):
     rng = np.random.default_rng(0)
     inside = []
     for _ in range(600):
         difficulty = rng.uniform(0.2, 2.0, 49)
-        outputs = difficulty[None, :, None] * rng.normal(size=(n_members, 49, 1))
-        truth = difficulty[:, None] * rng.standard_t(3, size=(49, 1))
-        calibration = Calibration.measure(outputs[:, :29], truth[:29], source="")
-        widths = calibration.half_widths(outputs[:, 29:], confidence=confidence, names=["y"])
-        inside.append(np.abs(truth[29:] - outputs[:, 29:].mean(axis=0)) <= widths)
-    assert confidence - 0.01 < np.mean(inside) < confidence + 1 / 30 + 0.01
+        errors = np.abs(difficulty[:, None] * rng.standard_t(3, size=(49, 1)))
+        factors = difficulty * rng.uniform(0.5, 2, size=(n_factors, 49))
+        calibration = Calibration.measure(errors[:n], factors[:, :n, None], source="")
+        widths = calibration.half_widths(factors[:, n:, None], confidence=confidence, names=["y"])
+        inside.append((errors[n:] <= widths).mean())
+    assert confidence - 0.01 < np.mean(inside) < confidence + 1 / n + 0.01
+    assert bool(calibration.constant()) == (n < MIN_ADAPTIVE)
 
 
 def test_the_rank_is_the_least_that_is_enough():
@@ -96,15 +103,48 @@ def test_the_interval_of_a_logarithm_is_a_factor(single):
     assert factor[0] > 1
 
 
-def test_where_members_disagree_the_interval_is_wider(ensemble):
-    found = ensemble.predict_interval(SALTS)
-    width = found["upper"] - found["lower"]
-    _, spread = ensemble.predict(SALTS, return_std=True)
-    assert np.array_equal(np.argsort(width), np.argsort(spread))
-    floor = ensemble.calibration_.floors[0]
-    assert floor == pytest.approx(np.median(ensemble.predict(SALTS[4:], return_std=True)[1]))
-    ratio = width / np.sqrt(spread**2 + floor**2)
-    assert ratio.to_numpy() == pytest.approx(np.full(16, ratio[0]))
+def many(n):
+    """Salts of many sizes, and labels that vary among them."""
+    structures = make_salts(n)
+    return structures, np.linspace(1.0, 4.0, n) + np.arange(n) % 6
+
+
+@pytest.mark.parametrize("n_members", [1, 2])
+def test_where_prediction_is_difficult_the_interval_is_wider(n_members):
+    structures, y = many(50)
+    model = regressor(n_members=n_members)
+    model.fit(structures[:20], y[:20], validation=(structures[20:], y[20:]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # none says that widths are equal
+        found = model.predict_interval(structures)
+    width = (found["upper"] - found["lower"]).to_numpy()
+    assert len(model.calibration_.medians[0]) == 1 + n_members
+    distance = model.domain(structures)["distance"].to_numpy()
+    middle = model.calibration_.medians[0]
+    assert middle[0] == pytest.approx(np.median(distance[20:]))
+    rest = width / (distance / middle[0] + FLOOR)  # what the other factors say
+    if n_members == 2:
+        _, spread = model.predict(structures, return_std=True)
+        rest /= spread / middle[2] + FLOOR
+    assert (rest > 0).all()
+    assert np.corrcoef(np.log(width), np.log(distance + 1e-3))[0, 1] > 0
+    far = model.predict_interval([structures[0], make_isolated_atom()])
+    assert far["in_domain"].tolist() == [True, False]
+    assert np.diff(far["upper"] - far["lower"]) > 0
+
+
+def test_few_calibration_crystals_have_equal_widths_and_say_so(single):
+    with pytest.warns(UserWarning, match="of one width: 12 calibration crystals are fewer than 30"):
+        single.predict_interval(SALTS)
+    assert single.calibration_.constant()
+
+
+def test_a_factor_without_a_median_does_not_count():
+    errors, factors = np.ones((40, 1)), np.zeros((2, 40, 1))
+    factors[1] = 2.0
+    calibration = Calibration.measure(errors, factors, source="")
+    widths = calibration.half_widths(factors, confidence=0.9, names=["y"])
+    assert widths == pytest.approx(np.ones((40, 1)))
 
 
 def test_more_confidence_wider_intervals(ensemble):
@@ -145,15 +185,16 @@ def test_pandas_in_and_rows_that_are_no_crystals(single):
     found = single.predict_interval(series, ignore_errors=True)
     assert list(found.index) == ["a", "b"]
     assert found.loc["a"].notna().all()
-    assert found.loc["b"].isna().all()
-    assert single.predict_interval([]).shape == (0, 3)
+    assert found.loc["b", COLUMNS[:3]].isna().all()
+    assert not found.loc["b", "in_domain"]
+    assert single.predict_interval([]).shape == (0, 4)
 
 
 def test_equal_labels_have_intervals_of_no_width():
     with pytest.warns(UserWarning, match="are equal"):
         model = regressor(n_members=2).fit(SALTS, np.full(16, 0.1))
     found = model.calibrate(SALTS, np.full(16, 0.1)).predict_interval(SALTS)
-    assert found.to_numpy() == pytest.approx(np.full((16, 3), 0.1))
+    assert found[COLUMNS[:3]].to_numpy() == pytest.approx(np.full((16, 3), 0.1))
 
 
 # Calibration crystals.
@@ -197,7 +238,7 @@ def test_nothing_held_out_no_intervals():
         assert model.calibration_ is None
         with pytest.raises(SettingsError, match=r"none were held out; call calibrate\(X, y\)"):
             model.predict_interval(SALTS)
-        assert model.calibrate(SALTS, Y).predict_interval(SALTS).shape == (16, 3)
+        assert model.calibrate(SALTS, Y).predict_interval(SALTS).shape == (16, 4)
         model.fit(SALTS, Y)  # forgets them
         with pytest.raises(SettingsError, match="none were held out"):
             model.predict_interval(SALTS)
@@ -292,9 +333,9 @@ def _rehashed(document):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda s: s["calibration"].pop("floors"), "must have scores, floors and source"),
-        (lambda s: s["calibration"].update(more=1), "must have scores, floors and source"),
-        (lambda s: s.update(calibration=[]), "must have scores, floors and source"),
+        (lambda s: s["calibration"].pop("medians"), "must have scores, medians and source"),
+        (lambda s: s["calibration"].update(more=1), "must have scores, medians and source"),
+        (lambda s: s.update(calibration=[]), "must have scores, medians and source"),
         (lambda s: s["calibration"]["scores"].append([1.0]), "not one of 1 targets"),
     ],
 )
@@ -305,7 +346,94 @@ def test_damaged_calibrations_are_refused(single, change, message):
         CrysXPPRegressor.from_dict(_rehashed(document))
 
 
-def test_a_classifier_has_none():
+def first_version(model):
+    """The document that version 1 of the format made of a model with a calibration."""
+    document = json.loads(json.dumps(model.as_dict()))
+    document["format_version"], state = 1, document["state"]
+    state["calibration"] = {"scores": [[1.0] * 20], "floors": [0.0], "source": "fit"}
+    domain, reference = model.domain_, model.domain_.reference
+    arrays = {
+        **{name: getattr(reference, name) for name in ("mean", "scale", "components")},
+        "reference": reference.places.astype(np.float32),
+        "elements": domain.elements,
+        "sizes": domain.sizes,
+        "unit": domain.units[:1],
+    }
+    state["domain"] = {
+        "n_columns": len(reference.mean),
+        "n_components": len(reference.components),
+        "n_reference": len(reference),
+        "arrays": weights_to_dict(Arrays(arrays)),
+    }
+    return _rehashed(document)
+
+
+def test_files_of_version_1_keep_what_they_had_and_say_so(single):
+    model = CrysXPPRegressor.from_dict(first_version(single))
+    with pytest.warns(UserWarning, match="version 1") as told:
+        found = model.predict_interval(SALTS)
+    assert "one width: the model file is of version 1" in str(told[0].message)
+    factor = found["upper"] / found["prediction"]
+    assert factor.to_numpy() == pytest.approx(np.full(16, 10.0))  # an error of 1 in log10
+    with pytest.warns(UserWarning, match=r"names no training crystals.*measure_again"):
+        domain = model.domain([*SALTS, make_isolated_atom()])
+    assert domain[["nearest_1", "formula_3"]].isna().all(axis=None)
+    assert not domain["learned_from"].any()
+    assert domain["in_domain"].tolist()[:4] == [True] * 4
+    assert not domain["in_domain"].iloc[-1]
+    again = CrysXPPRegressor.from_dict(json.loads(json.dumps(model.as_dict())))
+    assert again.calibration_ == model.calibration_
+    assert again.domain_.first
+    assert again.fine_tune(SALTS, Y, max_epochs=1).domain_.first
+    ensemble = Calibration.from_plain(
+        {"scores": [[1.0] * 20], "floors": [0.5], "source": ""}, n_targets=1
+    )
+    assert not ensemble.constant()
+    factors = np.array([[[9.0], [9.0]], [[0.0], [1.2]]])
+    widths = ensemble.half_widths(factors, confidence=0.9, names=["y"])
+    assert widths[:, 0] == pytest.approx([0.5, 1.3])
+
+
+def test_measured_again_from_the_crystals_of_fit(monkeypatch):
+    monkeypatch.setattr(splits, "MIN_VALIDATED", 40)
+    structures, y = many(120)
+    series = pd.Series(structures, index=[f"mp-{i}" for i in range(120)])
+    model = regressor(validation_fraction=0.3, seed=2).fit(series, y)
+    old = CrysXPPRegressor.from_dict(first_version(model))
+    assert old.measure_again(series, y) is old
+    assert old.calibration_ == model.calibration_
+    pd.testing.assert_frame_equal(old.domain(series), model.domain(series))
+    with pytest.raises(DataError, match="not the crystals and labels that the model has learned"):
+        old.measure_again(series[::-1], y[::-1])
+    tuned = model.fine_tune(series, y, max_epochs=1)
+    with pytest.raises(DataError, match="give those of its one fit"):
+        tuned.measure_again(series, y)
+    with pytest.raises(NotFittedError):
+        regressor().measure_again(series, y)
+
+
+# Sets of classes.
+
+
+def test_sets_of_classes_hold_the_true_one():
     model = classifier().fit(SALTS[:4], CLASSES[:4], validation=(SALTS[4:], CLASSES[4:]))
-    assert model.calibration_ is None
     assert not hasattr(model, "predict_interval")
+    series = pd.Series(SALTS[4:], index=list("abcdefghijkl"))
+    for confidence in (0.5, 0.9):
+        found = model.predict_set(series, confidence=confidence)
+        assert list(found.columns) == ["metal", "non-metal", "in_domain"]
+        assert list(found.index) == list(series.index)
+        right = found[["metal", "non-metal"]].to_numpy()[np.arange(12), np.arange(12) % 2]
+        assert right.sum() >= quantile_rank(12, confidence)
+        assert found[["metal", "non-metal"]].any(axis=1).all()
+    again = CrysXPPClassifier.from_dict(json.loads(json.dumps(model.as_dict())))
+    pd.testing.assert_frame_equal(again.predict_set(series), model.predict_set(series))
+    bad = model.predict_set([SALTS[0], None], ignore_errors=True)
+    assert not bad.iloc[1].any()
+    assert model.predict_set([]).shape == (0, 3)
+    with pytest.raises(SettingsError, match=r"confidence=0.99 needs at least 99"):
+        model.predict_set(SALTS, confidence=0.99)
+    model.calibrate(SALTS[:5], [*CLASSES[:4], None])
+    assert len(model.calibration_.scores[0]) == 4
+    with pytest.raises(SettingsError, match="there are no calibration crystals"):
+        classifier().fit(SALTS, CLASSES).predict_set(SALTS)

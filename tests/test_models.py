@@ -20,7 +20,7 @@ from monty.serialization import dumpfn, loadfn
 from pymatgen.core import Lattice, Structure
 from torch import nn
 
-from crysxpp_mm import serialization
+from crysxpp_mm import compiled, serialization
 from crysxpp_mm.errors import GraphError, ModelFileError, SettingsError, UnknownModelError
 from crysxpp_mm.graph.batch import ATOM_FEATURES, make_batch
 from crysxpp_mm.graph.converter import CrystalGraphConverter
@@ -164,8 +164,8 @@ def test_loops_compile_where_no_folder_can_keep_them(monkeypatch):
 
         return compiled
 
-    monkeypatch.setattr(kernels.numba, "njit", njit)
-    assert kernels._compiled(len) is len
+    monkeypatch.setattr(compiled.numba, "njit", njit)
+    assert compiled.compiled(len) is len
 
 
 def test_chunks_do_not_matter(monkeypatch, crysae, structures, not_compiled):
@@ -597,6 +597,65 @@ def test_hostile_checkpoints_are_refused(tmp_path):
     np.savez(tmp_path / "odd.npz", **{name: value.numpy() for name, value in tensors.items()})
     with pytest.raises(ModelFileError, match="do not fit"):
         CrysAE.from_released(tmp_path / "odd.npz")
+
+
+ODD_TENSORS = {
+    "the shape": [
+        ("embedding.weight", lambda t: t[0, 0]),
+        ("convs.0.fc_full.weight", lambda t: t[0]),
+        ("convs.1.bn1.weight", lambda t: t[:, None]),
+        ("convs.1.bn1.weight", lambda t: t[:0]),
+        ("embedding.weight", lambda t: t[:1, :1].expand(10**6, 92)),
+    ],
+    "no finite numbers": [
+        ("convs.0.bn1.weight", lambda t: t * float("nan")),
+        ("embedding.weight", lambda t: t / 0),
+        ("embedding.weight", lambda t: t.to(torch.int64)),
+        ("embedding.weight", lambda t: t.to(torch.complex64)),
+    ],
+    "negative variances": [("convs.2.bn2.running_var", lambda t: t - 2)],
+    "of an unknown kind": [("embedding.weight", lambda t: t.to_sparse())],
+    "do not fit": [
+        ("convs.0.bn1.weight", lambda t: t[:5]),
+        ("embedding.weight", lambda t: t[:1].expand(100_000, 92)),
+    ],
+}
+
+
+@pytest.mark.parametrize("message", ODD_TENSORS)
+def test_odd_tensors_of_a_checkpoint_are_named(tmp_path, message):
+    for name, change in ODD_TENSORS[message]:
+        tensors = released_tensors()
+        tensors[name] = change(tensors[name])
+        torch.save(tensors, tmp_path / "odd.pth")
+        with pytest.raises(ModelFileError, match=rf"odd\.pth.*{message}"):
+            CrysAE.from_released(tmp_path / "odd.pth")
+
+
+def test_strides_of_zero_are_read(tmp_path):
+    tensors = released_tensors()
+    tensors["convs.0.bn1.weight"] = torch.ones(1).expand(128)
+    torch.save(tensors, tmp_path / "odd.pth")
+    assert CrysAE.from_released(tmp_path / "odd.pth")
+
+
+def test_odd_checkpoints_are_refused(tmp_path, monkeypatch):
+    torch.save({**released_tensors(), "convs.0.bn3.weight": torch.ones(2)}, tmp_path / "more.pth")
+    with pytest.raises(ModelFileError, match=r"the tensor 'convs\.0\.bn3\.weight' is unknown"):
+        CrysAE.from_released(tmp_path / "more.pth")
+    arrays = {name: value.numpy() for name, value in released_tensors().items()}
+    np.savez(tmp_path / "text.npz", **{**arrays, "embedding.weight": np.array(["a", "b"])})
+    with pytest.raises(ModelFileError, match="no npz of plain arrays"):
+        CrysAE.from_released(tmp_path / "text.npz")
+    loop = nn.Sequential()
+    loop._modules["itself"] = loop
+    torch.save(loop, tmp_path / "loop.pth")
+    with pytest.raises(ModelFileError, match="a module that makes no sense"):
+        CrysAE.from_released(tmp_path / "loop.pth")
+    np.savez_compressed(tmp_path / "bomb.npz", **arrays, zeros=np.zeros(10**6))
+    monkeypatch.setattr("crysxpp_mm.models.released.MAX_BYTES", 5_000_000)
+    with pytest.raises(ModelFileError, match="is refused: it has more than 5,000,000 bytes"):
+        CrysAE.from_released(tmp_path / "bomb.npz")
 
 
 def test_html_names_what_a_model_is():

@@ -27,11 +27,16 @@ from crysxpp_mm.benchmarks.properties import (
     Split,
     find_property,
 )
-from crysxpp_mm.benchmarks.runner import HERE, Place, check_names
+from crysxpp_mm.benchmarks.reliability import SHIPPED, interval_table, summarize
+from crysxpp_mm.benchmarks.runner import HERE, Place, RunTable, check_names
 from crysxpp_mm.compute import one_torch_thread
+from crysxpp_mm.data.store import GraphStore
 from crysxpp_mm.estimators import CrysXPPClassifier, CrysXPPRegressor
+from crysxpp_mm.estimators.splits import split_rows
+from crysxpp_mm.graph.converter import CrystalGraphConverter
 from crysxpp_mm.model_zoo import MODEL_FILE, load_model
-from crysxpp_mm.release.predictor import THIS_MODEL, write_predictor_release
+from crysxpp_mm.release.cards import CARD
+from crysxpp_mm.release.predictor import THIS_MODEL, predictor_card, write_predictor_release
 
 COMMAND = "crysxpp benchmark predictors"
 LEARNED_FRACTION = 0.9
@@ -253,18 +258,16 @@ def _release(
         checkpoint_dir=checkpoints,
     )
     y = _classes(labels) if predictor.classify else labels
-    estimator.fit(crystals.graphs.select(rows.train), y[rows.train])
+    ids = crystals.table["material_id"].to_numpy()
+    estimator.fit(_named(crystals, rows.train), y[rows.train])
     estimator.set_params(checkpoint_dir=None, accelerator="auto", pbar=True)
     predicted = estimator.predict(crystals.graphs.select(rows.test))
     score = _score_classes if predictor.classify else _score_numbers
-    ids = crystals.table["material_id"].to_numpy()
     write_predictor_release(
         estimator,
         folder,
         title=predictor.title,
-        summary=(
-            f"`{type(estimator).__name__}` fine-tuned from `crysae-mp-v1`; made by `{COMMAND}`."
-        ),
+        summary=_summary(estimator),
         results=pd.DataFrame(score(item, crystals, labels, rows, predicted, seed)),
         data=DATA,
         split=(
@@ -282,6 +285,104 @@ def _release(
         limits=predictor.limits,
     )
     shutil.rmtree(checkpoints, ignore_errors=True)
+
+
+def calibrate_shipped(
+    place: Place = HERE,
+    *,
+    folder: str | Path = "pretrained",
+    names: Sequence[str] | None = None,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Measure intervals and domain of predictors anew, from the splits of their seeds.
+
+    Weights and predictions stay. Rewrites model and card of each, and writes ``calibrated.csv``:
+    how the intervals, and the domain, do on the test crystals.
+
+    Args:
+        place: Where data are and results go.
+        folder: Where the predictors are.
+        names: Which predictors; all without it.
+        seed: Of their split.
+
+    Returns:
+        One row a predictor, as in ``calibrated.csv``.
+
+    Raises:
+        DataError: the data are missing, or others than those of a predictor.
+        SettingsError: there is no predictor of a name.
+    """
+    known = {item.name: item for item in PREDICTORS}
+    chosen = list(known) if names is None else list(names)
+    check_names("names", chosen, known)
+    crystals = place.labelled()
+    done = RunTable(place.file(SHIPPED), ["predictor"])
+    rows: list[dict[str, Any]] = []
+    with one_torch_thread():
+        for predictor in (known[name] for name in chosen):
+            path = Path(folder) / predictor.name
+            started = time.monotonic()
+            rows += done.add(predictor.name, [_calibrate(predictor, crystals, path, seed)])
+            place.say(f"{predictor.name}: {time.monotonic() - started:.0f} s")
+    return pd.DataFrame(rows)
+
+
+def _calibrate(
+    predictor: Predictor, crystals: LabelledCrystals, folder: Path, seed: int
+) -> dict[str, Any]:
+    """Measure one predictor again and write it; returns how it does on its test crystals."""
+    item = find_property(predictor.property)
+    rows = crystals.split(item, fraction=LEARNED_FRACTION, seed=seed)
+    labels = crystals.labels(item)
+    y = _classes(labels) if predictor.classify else labels
+    model = load_model(folder / MODEL_FILE)
+    model.measure_again(_named(crystals, rows.train), y[rows.train])
+    model.save(folder / MODEL_FILE)
+    results = pd.DataFrame(model.metadata_["results"])
+    card = predictor_card(
+        folder.name,
+        model,
+        results,
+        summary=_summary(model),
+        size=(folder / MODEL_FILE).stat().st_size,
+        limits=predictor.limits,
+    )
+    (folder / CARD).write_text(card, encoding="utf-8")
+    test = crystals.graphs.select(rows.test)
+    facts = {"predictor": predictor.name, "n_test": len(rows.test)}
+    if predictor.classify:
+        sets = model.predict_set(test)
+        classes = sets[model.classes_].to_numpy()
+        true = np.searchsorted(model.classes_, y[rows.test])
+        right = classes[np.arange(len(true)), true]
+        inside = sets["in_domain"].to_numpy(dtype=bool)
+        return {
+            **facts,
+            "coverage": right.mean(),
+            "coverage_outside": right[~inside].mean(),
+            "outside": 1 - inside.mean(),
+            "two_classes": (classes.sum(axis=1) == 2).mean(),
+        }
+    held_out = rows.train[
+        split_rows(len(rows.train), fraction=model.validation_fraction, seed=seed)[1]
+    ]
+    table = interval_table(
+        model,
+        (test, labels[rows.test]),
+        (crystals.graphs.select(held_out), labels[held_out]),
+        learned=item.learned,
+    )
+    return {**facts, **summarize(table)}
+
+
+def _named(crystals: LabelledCrystals, rows: NDArray[np.int64]) -> GraphStore:
+    """Graphs with the ids that the domain of a model gives."""
+    ids = crystals.table["material_id"].to_numpy()[rows].tolist()
+    return GraphStore(ids, crystals.graphs.select(rows), CrystalGraphConverter(), "")
+
+
+def _summary(estimator: CrysXPPRegressor | CrysXPPClassifier) -> str:
+    return f"`{type(estimator).__name__}` fine-tuned from `crysae-mp-v1`; made by `{COMMAND}`."
 
 
 def _estimator(predictor: Predictor, item: Property) -> CrysXPPRegressor | CrysXPPClassifier:

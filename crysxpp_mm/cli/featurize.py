@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING
 
 from crysxpp_mm.cli.inputs import Crystals, find_source
 from crysxpp_mm.cli.messages import reason
-from crysxpp_mm.cli.options import Column, DataHome, KeepErrors, Model, Parsers, Source, TableOut
+from crysxpp_mm.cli.options import (
+    Column,
+    DataHome,
+    KeepDoubts,
+    KeepErrors,
+    Model,
+    Parsers,
+    Source,
+    TableOut,
+)
 from crysxpp_mm.cli.rows import Block, compute_rows, write_rows
 from crysxpp_mm.cli.tables import check_output
 
@@ -24,6 +33,7 @@ def featurize(
     column: Column = None,
     model: Model = None,
     ignore_errors: KeepErrors = False,
+    keep_doubts: KeepDoubts = False,
     num_workers: Parsers = 0,
     data_home: DataHome = None,
 ) -> None:
@@ -49,7 +59,7 @@ def featurize(
     rows = compute_rows(
         (
             _featurize_block(featurizer, block)
-            for block in parse_blocks(entries, num_workers=num_workers)
+            for block in parse_blocks(entries, num_workers=num_workers, keep_doubts=keep_doubts)
         ),
         crystals,
         ignore_errors=ignore_errors,
@@ -84,4 +94,4 @@ def _featurize_block(featurizer: CrysAEFeaturizer, block: Parsed) -> Block:
     labels = featurizer.feature_labels()
     numbers = np.array([row[:-1] for row in found], dtype=np.float32).reshape(-1, len(labels))
     columns = pd.DataFrame(numbers, index=positions, columns=pd.Index(labels))
-    return Block(block.names, columns, {**block.errors, **errors})
+    return Block(block.names, columns, {**block.errors, **errors}, block.notes)

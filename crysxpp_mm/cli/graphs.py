@@ -11,7 +11,7 @@ import typer
 
 from crysxpp_mm.cli.inputs import find_source
 from crysxpp_mm.cli.messages import print_errors
-from crysxpp_mm.cli.options import Column, DataHome, Source, Workers
+from crysxpp_mm.cli.options import Column, DataHome, KeepDoubts, Source, Workers
 from crysxpp_mm.cli.tables import check_writable
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ def graphs(
         bool,
         typer.Option("--ignore-errors", help="Leave out what has no graph; the file says why."),
     ] = False,
+    keep_doubts: KeepDoubts = False,
     data_home: DataHome = None,
 ) -> None:
     """Convert structures to a file of graphs.
@@ -42,7 +43,12 @@ def graphs(
     check_writable(out)
     found, column = find_source(source, column, data_home)
     store = build_store(
-        found, out, column=column, num_workers=num_workers, ignore_errors=ignore_errors
+        found,
+        out,
+        column=column,
+        num_workers=num_workers,
+        ignore_errors=ignore_errors,
+        keep_doubts=keep_doubts,
     )
     describe_store(store, out)
 
@@ -55,4 +61,7 @@ def describe_store(store: GraphStore, path: Path) -> None:
         f"{int(graphs.n_bonds.sum())} bonds; {len(store.errors)} left out."
     )
     print_errors(store.errors, "the file")
+    if store.notes:
+        typer.echo(f"{len(store.notes)} crystals with a note on their file:")
+        print_errors(store.notes, "the file")
     typer.echo(f"Graph store {path}: {path.stat().st_size / 1e6:.3g} MB, sha256 {store.data_hash}")

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from itertools import compress, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import typer
 
@@ -15,7 +15,7 @@ from crysxpp_mm.errors import DataError, SettingsError
 if TYPE_CHECKING:
     import pandas as pd
 
-    from crysxpp_mm.data.sources import StructureSource
+    from crysxpp_mm.data.sources import Parsed, StructureSource
     from crysxpp_mm.data.store import GraphStore
     from crysxpp_mm.graph.arrays import CrystalGraphs
     from crysxpp_mm.graph.converter import CrystalGraphConverter
@@ -76,6 +76,7 @@ class Crystals:
         *,
         keep: Sequence[bool] | None = None,
         num_workers: int = 0,
+        keep_doubts: bool = False,
     ) -> Iterator[GraphBlock]:
         """The graphs, block after block.
 
@@ -83,6 +84,7 @@ class Crystals:
             converter: The rule of the model.
             keep: Which crystals are wanted; all if None.
             num_workers: Processes that parse files.
+            keep_doubts: Use crystals whose files leave something open, with a note.
 
         Raises:
             DataError: a graph store was built by another rule.
@@ -92,8 +94,8 @@ class Crystals:
         wanted = [True] * len(self) if keep is None else keep
         if isinstance(self._source, StructureSource):
             payloads = compress(self._source, wanted)
-            for block in parse_blocks(payloads, num_workers=num_workers):
-                yield _convert(block.names, block.structures, block.errors, converter)
+            for block in parse_blocks(payloads, num_workers=num_workers, keep_doubts=keep_doubts):
+                yield _convert(block, converter)
             return
         if self._source.converter != converter:
             raise DataError(
@@ -103,7 +105,10 @@ class Crystals:
         rows = iter(list(compress(range(len(self)), wanted)))
         while part := list(islice(rows, BLOCK)):
             names = [self.names[row] for row in part]
-            yield GraphBlock(names, self._source.graphs.select(part), list(range(len(part))), {})
+            noted = self._source.notes
+            notes = {place: noted[name] for place, name in enumerate(names) if name in noted}
+            graphs = self._source.graphs.select(part)
+            yield GraphBlock(names, graphs, list(range(len(part))), {}, notes)
 
 
 class GraphBlock(NamedTuple):
@@ -113,19 +118,15 @@ class GraphBlock(NamedTuple):
     graphs: CrystalGraphs
     rows: list[int]  # position of each graph in ``names``
     errors: dict[int, str]  # why the others have none, by position
+    notes: dict[int, str]  # what was made of their files
 
 
-def _convert(
-    names: list[str],
-    structures: Sequence[Any],
-    errors: dict[int, str],
-    converter: CrystalGraphConverter,
-) -> GraphBlock:
-    parsed = [position for position in range(len(names)) if position not in errors]
-    graphs, failed = converter.convert_each(structures)
-    errors = {**errors, **{parsed[index]: str(error) for index, error in failed.items()}}
+def _convert(block: Parsed, converter: CrystalGraphConverter) -> GraphBlock:
+    parsed = [position for position in range(len(block.names)) if position not in block.errors]
+    graphs, failed = converter.convert_each(block.structures)
+    errors = {**block.errors, **{parsed[index]: str(error) for index, error in failed.items()}}
     rows = [position for position in parsed if position not in errors]
-    return GraphBlock(names, graphs, rows, errors)
+    return GraphBlock(block.names, graphs, rows, errors, block.notes)
 
 
 def open_crystals(source: str, column: str | None, data_home: Path | None) -> Crystals:

@@ -64,6 +64,14 @@ KeepErrors = Annotated[
         help="Keep what fails as a row without numbers, with the reason in the column 'error'.",
     ),
 ]
+KeepDoubts = Annotated[
+    bool,
+    typer.Option(
+        "--keep-doubts",
+        help="Use crystals whose files leave something open, such as an occupancy of '?' or "
+        "hydrogen that is in the formula only; the column 'note' says what.",
+    ),
+]
 LeaveOut = Annotated[
     bool, typer.Option("--ignore-errors", help="Leave out crystals that have no graph.")
 ]

@@ -36,7 +36,7 @@ def predict(
         float | None,
         typer.Option(
             help="Add the ends of an interval that holds the true value with this probability, "
-            "such as 0.9.",
+            "such as 0.9; of classes, those of a set that holds the true one.",
             show_default=False,
         ),
     ] = None,
@@ -45,6 +45,7 @@ def predict(
         typer.Option("--domain", help="Add how far each crystal is from those learned from."),
     ] = False,
     ignore_errors: options.KeepErrors = False,
+    keep_doubts: options.KeepDoubts = False,
     num_workers: options.Parsers = 0,
     data_home: options.DataHome = None,
 ) -> None:
@@ -63,14 +64,15 @@ def predict(
         raise SettingsError(f"--interval must lie between 0 and 1, got {interval:g}.")
     estimator = load_predictor(model)
     if hasattr(estimator, "classes_"):
-        if std or interval is not None:
-            raise SettingsError(f"{model} predicts classes; --std and --interval are for numbers.")
-        columns_of = partial(_classes, estimator)
+        if std:
+            raise SettingsError(f"{model} predicts classes; --std is for numbers.")
+        _check_interval(estimator, model, interval)
+        columns_of = partial(_classes, estimator, interval=interval)
     else:
         _check_numbers(estimator, model, std=std, interval=interval)
         columns_of = partial(_numbers, estimator, std=std, interval=interval)
     crystals = open_crystals(source, column, data_home)
-    graphs = crystals.graphs(estimator.converter_, num_workers=num_workers)
+    graphs = crystals.graphs(estimator.converter_, num_workers=num_workers, keep_doubts=keep_doubts)
     rows = compute_rows(
         (_predict_block(estimator, block, columns_of, domain=domain) for block in graphs),
         crystals,
@@ -120,6 +122,11 @@ def _check_numbers(estimator: Any, name: str, *, std: bool, interval: float | No
         raise SettingsError(
             f"{name} is one network; --std needs an ensemble (crysxpp train --n-members 5)."
         )
+    _check_interval(estimator, name, interval)
+
+
+def _check_interval(estimator: Any, name: str, interval: float | None) -> None:
+    """Raise if the model has no intervals."""
     if interval is not None and estimator.calibration_ is None:
         raise SettingsError(
             f"{name} has no calibration crystals, which --interval needs: train it with more "
@@ -138,21 +145,27 @@ def _predict_block(
     import pandas as pd
 
     if not block.rows:
-        return Block(block.names, pd.DataFrame(), block.errors)
+        return Block(block.names, pd.DataFrame(), block.errors, block.notes)
     table = pd.DataFrame(columns_of(block.graphs))
     if domain:
-        table = pd.concat([table, estimator.domain(block.graphs).reset_index(drop=True)], axis=1)
-    return Block(block.names, table.set_axis(block.rows), block.errors)
+        more = estimator.domain(block.graphs).drop(columns=table.columns, errors="ignore")
+        table = pd.concat([table, more], axis=1)
+    return Block(block.names, table.set_axis(block.rows), block.errors, block.notes)
 
 
-def _classes(estimator: Any, graphs: CrystalGraphs) -> dict[str, Any]:
-    """Classes, and their probabilities."""
+def _classes(estimator: Any, graphs: CrystalGraphs, *, interval: float | None) -> dict[str, Any]:
+    """Classes, their probabilities, and sets of them if asked for."""
     predicted = estimator.predict(graphs).astype(object)  # whole numbers stay so beside gaps
     chances = zip(estimator.classes_, estimator.predict_proba(graphs).T, strict=True)
-    return {
+    columns = {
         f"{estimator.target_names_[0]} predicted": predicted,
         **{f"probability of {name}": values for name, values in chances},
     }
+    if interval is not None:
+        sets = estimator.predict_set(graphs, confidence=interval)
+        columns |= {f"{name} in set": sets[name].to_numpy() for name in estimator.classes_}
+        columns["in_domain"] = sets["in_domain"].to_numpy()
+    return columns
 
 
 def _numbers(
@@ -170,11 +183,13 @@ def _numbers(
 
 
 def _interval(estimator: Any, graphs: CrystalGraphs, confidence: float) -> dict[str, Any]:
-    """Ends of the intervals, in the order of the targets."""
+    """Ends of the intervals, in the order of the targets, and whether they can be relied on."""
     table = estimator.predict_interval(graphs, confidence=confidence)
     names = estimator.target_names_
-    return {
-        f"{name} {end}": (table[end] if len(names) == 1 else table[name, end]).to_numpy()
-        for name in names
+    parts = {name: table if len(names) == 1 else table[name] for name in names}
+    columns = {
+        f"{name} {end}": part[end].to_numpy()
+        for name, part in parts.items()
         for end in ("lower", "upper")
     }
+    return {**columns, "in_domain": parts[names[0]]["in_domain"].to_numpy()}

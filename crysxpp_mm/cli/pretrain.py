@@ -19,6 +19,7 @@ from crysxpp_mm.errors import DataError
 
 if TYPE_CHECKING:
     from crysxpp_mm.data.store import GraphStore
+    from crysxpp_mm.data.targets import TargetTable
 
 
 def pretrain(
@@ -48,6 +49,14 @@ def pretrain(
     description: Annotated[
         str, typer.Option(help="A line on the data, kept with the weights.")
     ] = "",
+    start: Annotated[
+        str | None,
+        typer.Option(
+            help="A pretrained model whose weights to start from, by name or file.  "
+            "[default: random weights]",
+            show_default=False,
+        ),
+    ] = None,
     max_minutes: Annotated[
         float | None,
         typer.Option(
@@ -67,6 +76,7 @@ def pretrain(
     Example, with a file of settings that holds "hidden_dim: 32" and "max_epochs: 20":
       crysxpp pretrain crystals.zip --config small.yaml --out runs/small
     """
+    from crysxpp_mm.model_zoo import load_model
     from crysxpp_mm.training.checkpoints import MODEL
     from crysxpp_mm.training.config import PretrainConfig
     from crysxpp_mm.training.pretrain import pretrain as run
@@ -80,6 +90,9 @@ def pretrain(
         ignore_errors=ignore_errors,
         data_home=data_home,
     )
+    targets = _training_targets(
+        settings.targets, data, out, store, column=column, data_home=data_home
+    )
     with lightning_run("The same command goes on from the last checkpoint."):
         model = run(
             store.graphs,
@@ -87,6 +100,8 @@ def pretrain(
             out,
             converter=store.converter,
             data_hash=store.data_hash,
+            targets=targets,
+            start=load_model(start) if start else None,
             description=description,
             accelerator=accelerator,
             devices=devices,
@@ -146,3 +161,33 @@ def _training_store(
         )
     typer.echo(f"Using {path}, built before; remove it to build it anew.")
     return store
+
+
+def _training_targets(
+    names: tuple[str, ...],
+    data: str,
+    out: Path,
+    store: GraphStore,
+    *,
+    column: str | None,
+    data_home: Path | None,
+) -> TargetTable | None:
+    """The pretext targets that the settings name: those kept beside the graphs, or made now."""
+    from crysxpp_mm.data.store import SUFFIX as GRAPHS
+    from crysxpp_mm.data.targets import SUFFIX, TargetTable, compute_targets
+
+    if not names:
+        return None
+    built = data.endswith(GRAPHS)
+    path = Path(data.removesuffix(GRAPHS) + SUFFIX) if built else out / f"data{SUFFIX}"
+    if path.exists():
+        return TargetTable.load(path)
+    if built:
+        raise DataError(
+            f"{path} is absent, and {data} holds graphs, which pretext targets cannot be computed "
+            "from; give the structures in its place."
+        )
+    found, column = find_source(data, column, data_home)
+    table = compute_targets(found, store, names, column=column)
+    table.save(path)
+    return table

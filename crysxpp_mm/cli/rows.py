@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import typer
 
 from crysxpp_mm.cli.messages import one_line, print_errors
-from crysxpp_mm.cli.tables import join_columns, write_table
+from crysxpp_mm.cli.tables import ERROR, NOTE, join_columns, refuse_taken, write_table
 from crysxpp_mm.errors import DataError
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ class Block(NamedTuple):
     names: list[str]
     columns: pd.DataFrame  # a row for each name that has no error, by its position
     errors: Mapping[int, str]  # why the others have no numbers, by position
+    notes: Mapping[int, str] = {}
 
 
 class Rows(NamedTuple):
@@ -32,6 +33,7 @@ class Rows(NamedTuple):
 
     columns: pd.DataFrame
     errors: list[str]  # empty where a row has its numbers
+    notes: list[str]  # empty where a file was clear
     seconds: float
 
 
@@ -48,7 +50,8 @@ def compute_rows(
         done: What is done to them, for errors.
 
     Raises:
-        DataError: a crystal failed and errors are not to be ignored, or all failed.
+        DataError: a crystal failed and errors are not to be ignored, all failed, or the table of
+            the crystals has a column of the same name as a new one.
     """
     import pandas as pd
     from tqdm.auto import tqdm
@@ -56,8 +59,11 @@ def compute_rows(
     start = time.perf_counter()
     parts: list[pd.DataFrame] = []
     errors: list[str] = []
+    notes: list[str] = []
+    refuse_taken(source.table, [NOTE, *([ERROR] if ignore_errors else [])], source.label)
     with tqdm(total=len(source.names), desc=unit, unit="") as bar:
-        for names, columns, failed in blocks:
+        for names, columns, failed, noted in blocks:
+            refuse_taken(source.table, columns.columns, source.label)
             told = {position: one_line(failed[position]) for position in sorted(failed)}
             if told and not ignore_errors:
                 position, error = next(iter(told.items()))
@@ -66,11 +72,13 @@ def compute_rows(
                     "and goes on.)"
                 )
             errors += [told.get(position, "") for position in range(len(names))]
+            notes += [one_line(noted.get(position, "")) for position in range(len(names))]
             parts.append(columns.reindex(range(len(names))))
             bar.update(len(names))
     if all(errors):
         raise DataError(f"{source.label}: {done}; {source.names[0]}: {errors[0]}")
-    return Rows(pd.concat(parts, ignore_index=True), errors, time.perf_counter() - start)
+    columns = pd.concat(parts, ignore_index=True)
+    return Rows(columns, errors, notes, time.perf_counter() - start)
 
 
 def write_rows(
@@ -91,7 +99,7 @@ def write_rows(
         source.table,
         rows.columns,
         rows.errors if ignore_errors else None,
-        label=source.label,
+        rows.notes if any(rows.notes) else None,
     )
     write_table(table, out)
     failed = {n: error for n, error in zip(source.names, rows.errors, strict=True) if error}
@@ -102,6 +110,8 @@ def write_rows(
         else f"{len(rows.errors)} {crystals} {done}, none failed."
     )
     print_errors(failed, "the column 'error'")
+    if n_notes := sum(map(bool, rows.notes)):
+        typer.echo(f"{n_notes} of them with a note on their file, in the column {NOTE!r}.")
     typer.echo(f"{what}, in {rows.seconds:.1f} s.")
     typer.echo(f"Wrote {out}: {len(table)} rows, {len(table.columns)} columns.")
     if source.table is not None and source.column not in source.table:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from gzip import GzipFile
 from io import TextIOWrapper
@@ -19,6 +18,8 @@ if TYPE_CHECKING:
 
 OUTPUT_SUFFIXES = (".csv", ".csv.gz", ".json.gz")
 """Kinds of tables that are written."""
+ERROR, NOTE = "error", "note"
+"""Columns of texts: why a row has no numbers, and what was made of its file."""
 
 
 def check_output(out: Path) -> None:
@@ -48,35 +49,46 @@ def check_writable(out: Path) -> None:
         raise SettingsError(f"--out {out} cannot be written: {error.strerror}.") from error
 
 
-def join_columns(
-    names: Sequence[str],
-    table: pd.DataFrame | None,
-    columns: pd.DataFrame,
-    errors: Sequence[str] | None,
-    *,
-    label: str,
-) -> pd.DataFrame:
-    """Join the columns to write: those of the table or the names, the new ones, the errors.
+def refuse_taken(table: pd.DataFrame | None, new: Iterable[object], label: str) -> None:
+    """Refuse new columns whose names are taken, before any work is done.
 
     Args:
-        names: Name of each crystal.
         table: The other columns of the crystals' table, if they have one.
-        columns: What was computed, a row per crystal.
-        errors: Why a row has no numbers, empty where it has; no such column if None.
+        new: Names of columns that are to be added.
         label: Where the crystals come from.
 
     Raises:
         DataError: the table has a column of that name already.
     """
+    if table is not None and (taken := [name for name in new if name in table.columns]):
+        raise DataError(f"{label} has a column {taken[0]!r} already; rename or remove it.")
+
+
+def join_columns(
+    names: Sequence[str],
+    table: pd.DataFrame | None,
+    columns: pd.DataFrame,
+    errors: Sequence[str] | None,
+    notes: Sequence[str] | None = None,
+) -> pd.DataFrame:
+    """What is written: the other columns of a table, or ids and files, and the new columns.
+
+    Args:
+        names: Name of each crystal, such as its file's.
+        table: The other columns of the crystals' table, if they have one.
+        columns: What was computed, a row a crystal.
+        errors: Why a row has no numbers, empty where it has; no such column if None.
+        notes: What was made of a file, empty where it was clear; no such column if None.
+    """
     import pandas as pd
 
-    kept = pd.DataFrame({"name": names}) if table is None else table
+    from crysxpp_mm.data.sources import row_ids
+
+    kept = pd.DataFrame({"name": row_ids(names), "file": names}) if table is None else table
     parts = [kept, columns.set_axis(kept.index)]
-    if errors is not None:
-        parts.append(pd.DataFrame({"error": errors}, index=kept.index))
-    new = [column for part in parts[1:] for column in part.columns]
-    if taken := [column for column in new if column in kept.columns]:
-        raise DataError(f"{label} has a column {taken[0]!r} already; rename or remove it.")
+    for name, texts in ((NOTE, notes), (ERROR, errors)):
+        if texts is not None:
+            parts.append(pd.DataFrame({name: texts}, index=kept.index))
     return pd.concat(parts, axis=1)
 
 
@@ -84,20 +96,21 @@ def write_table(table: pd.DataFrame, out: Path) -> None:
     """Write a table; the file appears under its name only when it is complete."""
     import pandas as pd
 
+    from crysxpp_mm.serialization import complete_file
+
     out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}.{os.getpid()}")
     counted = table.index.equals(pd.RangeIndex(len(table)))
-    try:
-        with temporary.open("wb") as raw, _text(raw, packed=out.name.endswith(".gz")) as file:
-            if ".csv" in out.suffixes[-2:]:
-                plain = _plain(table, json.dumps)
-                plain.to_csv(file, index=not counted, lineterminator="\n")
-            else:
-                plain = _plain(table, lambda cell: cell)
-                plain.to_json(file, orient="split", double_precision=15)
-        temporary.replace(out)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with (
+        complete_file(out) as temporary,
+        temporary.open("wb") as raw,
+        _text(raw, packed=out.name.endswith(".gz")) as file,
+    ):
+        if ".csv" in out.suffixes[-2:]:
+            plain = _plain(table, json.dumps)
+            plain.to_csv(file, index=not counted, lineterminator="\n")
+        else:
+            plain = _plain(table, lambda cell: cell)
+            plain.to_json(file, orient="split", double_precision=15)
 
 
 @contextmanager

@@ -102,7 +102,7 @@ def train(
             num_workers=num_workers,
         )
         learned, held_out = hold_out(data, test_fraction, seed)
-        _fit(estimator, data, learned)
+        _fit(estimator, data, learned, rule)
     told = _tell_training(estimator)
     estimator.metadata_ = {"source": Path(crystals.label).name}
     if groups is not None:
@@ -202,8 +202,15 @@ def _graph_rule(estimator: CrysXPPRegressor | CrysXPPClassifier) -> CrystalGraph
 
 
 def _fit(
-    estimator: CrysXPPRegressor | CrysXPPClassifier, data: LabelledGraphs, rows: NDArray[np.int64]
+    estimator: CrysXPPRegressor | CrysXPPClassifier,
+    data: LabelledGraphs,
+    rows: NDArray[np.int64],
+    rule: CrystalGraphConverter,
 ) -> None:
+    from crysxpp_mm.data.store import GraphStore
+
+    names = [data.names[row] for row in rows]
+    store = GraphStore(names, data.graphs.select(rows), rule, "")  # domain gives the names
     advice = (
         "Nothing is kept; with --checkpoint-dir the same command would go on."
         if estimator.checkpoint_dir is None
@@ -211,7 +218,7 @@ def _fit(
     )
     with lightning_run(advice):
         estimator.fit(
-            data.graphs.select(rows),
+            store,
             data.y.iloc[rows],
             groups=None if data.groups is None else data.groups[rows],
         )

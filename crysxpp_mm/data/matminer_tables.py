@@ -20,9 +20,9 @@ _LOOKED_AT = 20  # rows of a column that tell what it holds
 
 
 def load_table(name: str, *, data_home: str | os.PathLike[str] | None = None) -> pd.DataFrame:
-    """One of matminer's data sets, its structures decoded.
+    """Load one of matminer's data sets, its structures decoded.
 
-    ``matminer.datasets.load_dataset``, which downloads what is not there yet. Where that fails,
+    ``matminer.datasets.load_dataset`` downloads what is not there yet. Where that fails,
     nothing half-written stays behind (matminer would read it the next time), it fails at once
     instead of trying for minutes, and the message says where to put the file by hand.
 
@@ -37,18 +37,10 @@ def load_table(name: str, *, data_home: str | os.PathLike[str] | None = None) ->
             downloaded, or the file is damaged.
     """
     from matminer.datasets import load_dataset
-    from matminer.datasets.utils import _get_data_home, _load_dataset_dict
 
-    known = _load_dataset_dict()
-    if name not in known:
-        close = [other for other in sorted(known) if name and name.lower() in other.lower()]
-        close += [other for other in get_close_matches(name, known, n=5) if other not in close]
-        hint = f"; close to it: {', '.join(close)}." if close else "."
-        raise DataError(f"matminer has no data set {name!r}{hint}")
-    folder = os.fspath(data_home) if data_home is not None else None
-    path = Path(_get_data_home(folder), f"{name}.{known[name]['file_type']}")
+    path, url = _file_of(name, data_home)
     if not path.is_file():
-        _download(name, path, url=known[name]["url"])
+        _download(name, path, url=url)
     try:
         table = load_dataset(name, data_home=str(path.parent), download_if_missing=False)
     except (OSError, EOFError, ValueError, TypeError, KeyError, zlib.error) as error:
@@ -59,6 +51,21 @@ def load_table(name: str, *, data_home: str | os.PathLike[str] | None = None) ->
     if not isinstance(table, pd.DataFrame):
         raise DataError(f"{path} holds no table; remove the file and get it again.")
     return table
+
+
+def _file_of(name: str, data_home: str | os.PathLike[str] | None) -> tuple[Path, str]:
+    """Find the file of a data set, which may not be there yet, and where it comes from."""
+    from matminer.datasets.utils import _get_data_home, _load_dataset_dict
+
+    known = _load_dataset_dict()
+    if name not in known:
+        close = [other for other in sorted(known) if name and name.lower() in other.lower()]
+        close += [other for other in get_close_matches(name, known, n=5) if other not in close]
+        hint = f"; close to it: {', '.join(close)}." if close else "."
+        raise DataError(f"matminer has no data set {name!r}{hint}")
+    folder = os.fspath(data_home) if data_home is not None else None
+    path = Path(_get_data_home(folder), f"{name}.{known[name]['file_type']}")
+    return path, str(known[name]["url"])
 
 
 def _download(name: str, path: Path, *, url: str) -> None:
@@ -84,7 +91,7 @@ def _download(name: str, path: Path, *, url: str) -> None:
 
 
 def structure_column(df: pd.DataFrame) -> str:
-    """The column that holds structures, or the dictionaries that ``Structure.as_dict`` makes.
+    """Find the column that holds structures, or the dictionaries that ``Structure.as_dict`` makes.
 
     Raises:
         DataError: there is none, or there are several.

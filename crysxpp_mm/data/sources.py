@@ -2,38 +2,49 @@
 
 from __future__ import annotations
 
-import gzip
-import io
-import json
 import os
-import warnings
+import re
 import zipfile
 import zlib
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import pandas as pd
-from pymatgen.core import IStructure, Structure
 
-from crysxpp_mm.errors import DataError
-from crysxpp_mm.graph.converter import without_code
-from crysxpp_mm.parallel import cut, run_blocks
+from crysxpp_mm.data import texts
+from crysxpp_mm.data.cif import split_blocks
+from crysxpp_mm.data.tables import STRUCTURE, is_table, read_table
+from crysxpp_mm.data.texts import (
+    StructureLike,
+    format_of,
+    limited_text,
+    plain,
+    read_text,
+    text_of_file,
+)
+from crysxpp_mm.errors import CrysXPPError, DataError
+from crysxpp_mm.parallel import run_blocks
 
-StructureLike: TypeAlias = IStructure | Mapping[str, Any]
-"""A Structure, or the dictionary that ``Structure.as_dict`` makes."""
-
-STRUCTURE = "structure"
-"""The column of structures that is looked for in a table."""
-MAX_FILE_BYTES = 50_000_000
-"""A file of one structure that is larger, or becomes so when it is unpacked, is refused."""
+__all__ = [
+    "STRUCTURE",
+    "StructureLike",
+    "is_table",
+    "open_structures",
+    "parse",
+    "parse_blocks",
+    "read_table",
+]
 
 BLOCK = 256
-"""Structures that are parsed at a time."""
+"""Structures that are parsed at a time, and ..."""
+BLOCK_BYTES = 30_000_000
+"""... characters of text that they have, unless one alone has more."""
 
-_GZIP = b"\x1f\x8b"
 _STRUCTURE_SUFFIXES = (".gz", ".cif", ".mcif", ".json", ".vasp", ".poscar")
-_TABLE_SUFFIXES = (".csv", ".csv.gz", ".json", ".json.gz")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
 
 class Payload(NamedTuple):
@@ -41,7 +52,7 @@ class Payload(NamedTuple):
 
     ``content`` is a structure or its dictionary where ``fmt`` is empty, the path of a file where
     it is ``"file"``, the reason why there is none where it is ``"damaged"``, else text in that
-    format.
+    format: ``"cif"``, ``"poscar"`` or ``"json"``.
     """
 
     name: str
@@ -120,76 +131,7 @@ def open_structures(
         content = read_table(path)
         if isinstance(content, pd.DataFrame):
             return _of_table(content, column, label=str(path), folder=path.parent)
-    name = path.name
-    return StructureSource(
-        [name], lambda: iter([Payload(name, str(path), "file")]), label=str(path)
-    )
-
-
-def is_table(path: str | os.PathLike[str]) -> bool:
-    """Whether a file's name is that of a table: ``.csv``, ``.json``, or one of them and ``.gz``."""
-    return Path(path).name.lower().endswith(_TABLE_SUFFIXES)
-
-
-def read_table(
-    path: str | os.PathLike[str], *, text: Collection[str] = ()
-) -> pd.DataFrame | Mapping[str, Any]:
-    """A CSV or JSON table; the dictionary itself where the JSON file holds one structure.
-
-    JSON tables are what pandas writes with ``orient="split"`` or ``"records"``, and matminer's own
-    files. Nothing in them is run: structures stay dictionaries. A column of a CSV table with a
-    whole number that begins with a zero, such as ``007``, holds names: it is read as text.
-
-    Args:
-        path: The file.
-        text: More columns of a CSV table that are to be read as text.
-
-    Raises:
-        DataError: the file cannot be read as one.
-    """
-    source = Path(path)
-    try:
-        if source.name.lower().endswith((".csv", ".csv.gz")):
-            return _read_csv(source, text)
-        data = source.read_bytes()
-        content = json.loads(gzip.decompress(data) if data[:2] == _GZIP else data)
-        if isinstance(content, dict) and {"columns", "data"} <= set(content):
-            return pd.DataFrame(
-                content["data"], columns=content["columns"], index=content.get("index")
-            )
-        if isinstance(content, list) and all(isinstance(row, dict) for row in content):
-            structures = all("lattice" in row and "sites" in row for row in content)
-            return pd.DataFrame({STRUCTURE: content} if structures else content)
-        if isinstance(content, dict) and "lattice" in content and "sites" in content:
-            return content
-    except DataError:
-        raise
-    except (OSError, EOFError, ValueError, TypeError, RecursionError, zlib.error) as error:
-        raise DataError(f"{source} cannot be read as a table: {error}") from error
-    raise DataError(
-        f"{source} holds neither a table (pandas' 'split' or 'records' form, or matminer's) nor a "
-        "structure."
-    )
-
-
-def _read_csv(source: Path, text: Collection[str]) -> pd.DataFrame:
-    # "NaN" may be a formula; only an empty cell is a missing value.
-    head = pd.read_csv(source, header=None, nrows=1, dtype=str).iloc[0]
-    if (twice := head[head.notna() & head.duplicated()]).size:
-        raise DataError(f"{source} has two columns {twice.iloc[0]!r}; rename one.")
-    cells = pd.read_csv(source, keep_default_na=False, na_values=[""], dtype=str)
-    kept = {
-        name: str
-        for name, column in cells.items()
-        if name in text or column.str.fullmatch(r"0\d+").any()
-    }
-    return pd.read_csv(
-        source,
-        keep_default_na=False,
-        na_values=[""],
-        dtype=kept,
-        float_precision="round_trip",
-    )
+    return _single(path)
 
 
 class Parsed(NamedTuple):
@@ -198,10 +140,11 @@ class Parsed(NamedTuple):
     names: list[str]
     structures: list[StructureLike]  # of those that could be parsed
     errors: dict[int, str]  # why the others could not, by position in ``names``
+    notes: dict[int, str] = {}  # noqa: RUF012 - what was made of a file, by position
 
 
 def parse_blocks(
-    payloads: Iterable[Payload], *, num_workers: int = 0
+    payloads: Iterable[Payload], *, num_workers: int = 0, keep_doubts: bool = False
 ) -> Generator[Parsed, None, None]:
     """Parse structures, ``BLOCK`` at a time.
 
@@ -209,134 +152,226 @@ def parse_blocks(
         payloads: What to parse.
         num_workers: Processes that parse; 0 for this one. It is this one as well for a block that
             holds structures already.
+        keep_doubts: Keep a structure that its file leaves open, and say so in its note, instead
+            of failing.
 
     Raises:
         SettingsError: ``num_workers`` is not a whole number of at least 0.
     """
     return run_blocks(
-        _parse_block,
-        cut(payloads, BLOCK),
+        partial(_parse_block, keep_doubts=keep_doubts),
+        payload_blocks(payloads),
         num_workers=num_workers,
         here=lambda block: not any(payload.fmt for payload in block),
     )
 
 
-def _parse_block(payloads: list[Payload]) -> Parsed:
+def payload_blocks(payloads: Iterable[Payload]) -> Iterator[list[Payload]]:
+    """Cut payloads into blocks of ``BLOCK``, or of ``BLOCK_BYTES`` characters of text."""
+    block: list[Payload] = []
+    size = 0
+    for payload in payloads:
+        length = len(payload.content) if payload.fmt in ("cif", "poscar", "json") else 0
+        if block and (len(block) == BLOCK or size + length > BLOCK_BYTES):
+            yield block
+            block, size = [], 0
+        block.append(payload)
+        size += length
+    if block:
+        yield block
+
+
+def _parse_block(payloads: list[Payload], *, keep_doubts: bool = False) -> Parsed:
     structures: list[StructureLike] = []
     errors: dict[int, str] = {}
+    notes: dict[int, str] = {}
     for position, payload in enumerate(payloads):
         try:
-            structures.append(parse(payload))
+            structure, note = parse_with_note(payload, keep_doubts=keep_doubts)
+            structures.append(structure)
+            if note:
+                notes[position] = note
         except DataError as error:
             errors[position] = str(error).removeprefix(f"{payload.name}: ")
-    return Parsed([payload.name for payload in payloads], structures, errors)
+    return Parsed([payload.name for payload in payloads], structures, errors, notes)
 
 
 def bare_name(name: str) -> str:
-    """The name of a structure's file without folders and suffix: its id, as in ``mp-1.cif.gz``."""
-    bare = PurePosixPath(name).name
+    """The id of a structure: its file's name without folders and suffix, as in ``mp-1.cif.gz``.
+
+    The block of a file of several stays: ``a/b.cif#second`` is ``b#second``.
+
+    Example:
+        >>> bare_name("set/mp-1.cif.gz")
+        'mp-1'
+    """
+    file, mark, block = name.partition("#") if ".cif#" in name.lower() else (name, "", "")
+    bare = PurePosixPath(file).name
     for suffix in _STRUCTURE_SUFFIXES:
         if bare.lower().endswith(suffix):
             bare = bare[: -len(suffix)]
-    return bare
+    return bare + mark + block
+
+
+def row_ids(names: Iterable[str]) -> list[str]:
+    """The id of each structure of a source: its bare name, or its name where two would be equal.
+
+    Example:
+        >>> row_ids(["a/x.cif", "a/y.cif", "b/y.cif"])
+        ['x', 'a/y.cif', 'b/y.cif']
+    """
+    names = list(names)
+    bare = [bare_name(name) for name in names]
+    counts = Counter(bare)
+    return [short if counts[short] == 1 else name for short, name in zip(bare, names, strict=True)]
 
 
 def parse(payload: Payload) -> StructureLike:
     """The structure of a payload.
 
     Raises:
-        DataError: the text or file is no structure; the message begins with its name.
+        DataError: the text or file is no structure, or leaves open what it holds; the message
+            begins with its name.
+    """
+    return parse_with_note(payload)[0]
+
+
+def parse_with_note(payload: Payload, *, keep_doubts: bool = False) -> tuple[StructureLike, str]:
+    """The structure of a payload, and what was made of its file where that is worth saying.
+
+    Args:
+        payload: What to parse.
+        keep_doubts: As ``parse_blocks`` has it.
+
+    Raises:
+        DataError: as ``parse``.
     """
     if not payload.fmt:
         structure: StructureLike = payload.content
-        return structure
+        return structure, ""
     if payload.fmt == "damaged":
         raise DataError(f"{payload.name}: {payload.content}")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # pymatgen's notes on rounded coordinates
-            if payload.fmt == "file":
-                path = Path(payload.content)
-                with path.open("rb") as file:
-                    return _from_text(_text(file), _format(path.name))
-            return _from_text(payload.content, payload.fmt)
-    except DataError as error:
-        raise DataError(f"{payload.name}: {error}") from error
-    except Exception as error:  # pymatgen's parsers raise many kinds
+        if payload.fmt == "file":
+            path = Path(payload.content)
+            found = read_text(text_of_file(path), format_of(path.name))
+        else:
+            found = read_text(payload.content, payload.fmt)
+    except (CrysXPPError, OSError, MemoryError, RecursionError, zlib.error, EOFError) as error:
+        text = str(error) if isinstance(error, CrysXPPError) else f"{type(error).__name__}: {error}"
+        raise DataError(f"{payload.name}: {text}") from error
+    if found.doubts and not keep_doubts:
         raise DataError(
-            f"{payload.name}: cannot be read as a structure: {type(error).__name__}: {error}"
-        ) from error
-
-
-def _from_text(text: str, fmt: str) -> StructureLike:
-    if fmt == "json":
-        content = json.loads(text)
-        if not isinstance(content, dict):
-            raise DataError("the JSON text is no dictionary.")
-        return _plain(content)
-    if not fmt:
-        raise DataError(
-            "the format is unknown; names end in .cif, .vasp, .poscar or .json, or begin with "
-            "POSCAR or CONTCAR, and those of tables end in .csv or .json."
+            f"{payload.name}: {'; '.join(found.doubts)}. (Correct the file, or keep what is "
+            "doubtful: keep_doubts, --keep-doubts.)"
         )
-    return Structure.from_str(text, fmt=fmt)  # type: ignore[arg-type]
+    return found.structure, "; ".join((*found.doubts, *found.notes))
 
 
-def _text(file: IO[bytes]) -> str:
-    """The text of a file, unpacked if need be, with a limit on both sizes.
+# Collections.
+
+
+class _File(NamedTuple):
+    """A file of a collection: its name, and the names of its blocks where it has several."""
+
+    name: str
+    place: Any  # its path, or its entry in a zip
+    blocks: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> list[str]:
+        """The names of its structures."""
+        return [f"{self.name}#{printable(block)}" for block in self.blocks] or [self.name]
+
+
+def printable(name: str) -> str:
+    """A name with its control characters escaped."""
+    return _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), name)
+
+
+def _block_names(text: str) -> tuple[str, ...]:
+    return tuple(name for name, _ in split_blocks(text))
+
+
+def _payloads_of_blocks(file: _File, text: str) -> Iterator[Payload]:
+    """The blocks of a file of several."""
+    parts = dict(split_blocks(text))
+    for name, block in zip(file.names, file.blocks, strict=True):
+        if block in parts:
+            yield Payload(name, parts[block], "cif")
+        else:
+            yield Payload(name, "the file was changed while it was read.", "damaged")
+
+
+def _of_files(
+    files: list[_File], payloads: Callable[[], Iterator[Payload]], label: str
+) -> StructureSource:
+    """A source of files, whose names are checked.
 
     Raises:
-        DataError: it is larger.
+        DataError: a name is no UTF-8 text.
     """
-    data = file.read(MAX_FILE_BYTES + 1)
-    if data[:2] == _GZIP and len(data) <= MAX_FILE_BYTES:
-        with gzip.GzipFile(fileobj=io.BytesIO(data)) as packed:
-            data = packed.read(MAX_FILE_BYTES + 1)
-    if len(data) > MAX_FILE_BYTES:
-        raise DataError(f"one structure with more than {MAX_FILE_BYTES:,} bytes is refused.")
-    return data.decode()
+    names = [name for file in files for name in file.names]
+    for name in names:
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise DataError(f"{label}: the name {name!r} is no UTF-8 text; rename it.") from None
+    return StructureSource(names, payloads, label=label)
 
 
-def _plain(content: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What describes a structure in a dictionary from a file, and nothing else."""
-    if "lattice" in content and isinstance(content.get("sites"), list):
-        return without_code(content)
-    return {key: value for key, value in content.items() if not key.startswith("@")}
-
-
-def _format(name: str) -> str:
-    """``cif``, ``json`` or ``poscar`` by a file's name; empty if it is none of them."""
-    lower = PurePosixPath(name.lower().removesuffix(".gz")).name
-    if lower.startswith("."):
-        return ""  # hidden, such as the files that macOS leaves in zips
-    if lower.endswith((".cif", ".mcif")):
-        return "cif"
-    if lower.endswith(".json"):
-        return "json"
-    known = lower.startswith(("poscar", "contcar")) or lower.endswith((".vasp", ".poscar"))
-    return "poscar" if known else ""
+def _single(path: Path) -> StructureSource:
+    return _of_paths([(path.name, path)], label=str(path))
 
 
 def _folder(path: Path) -> StructureSource:
-    files = sorted(file for file in path.rglob("*") if file.is_file() and _format(file.name))
-    if not files:
+    found = []
+    for file in sorted(path.rglob("*")):
+        if not format_of(file.name):
+            continue
+        if file.is_symlink() and not file.exists():
+            raise DataError(f"{file} is a link to nothing; remove it.")
+        if file.is_file():
+            found.append((file.relative_to(path).as_posix(), file))
+    if not found:
         raise DataError(f"{path} holds no CIF, POSCAR or JSON file.")
-    names = [file.relative_to(path).as_posix() for file in files]
+    return _of_paths(found, label=str(path))
+
+
+def _of_paths(paths: list[tuple[str, Path]], *, label: str) -> StructureSource:
+    """The structures of files."""
+    files = []
+    for name, path in paths:
+        blocks: tuple[str, ...] = ()
+        if format_of(path.name) == "cif":
+            try:
+                blocks = _block_names(text_of_file(path))
+            except (DataError, OSError, EOFError, zlib.error):
+                blocks = ()  # its row will say why
+        files.append(_File(printable(name), path, blocks))
 
     def payloads() -> Iterator[Payload]:
-        for name, file in zip(names, files, strict=True):
-            yield Payload(name, str(file), "file")
+        for file in files:
+            if file.blocks:
+                yield from _payloads_of_blocks(file, text_of_file(file.place))
+            else:
+                yield Payload(file.name, str(file.place), "file")
 
-    return StructureSource(names, payloads, label=str(path))
+    return _of_files(files, payloads, label)
 
 
 def _zip(path: Path) -> StructureSource:
     try:
         with zipfile.ZipFile(path) as archive:
             members = sorted(
-                (m for m in archive.infolist() if not m.is_dir() and _format(m.filename)),
+                (m for m in archive.infolist() if not m.is_dir() and format_of(m.filename)),
                 key=lambda item: item.filename,
             )
+            files = []
+            for item in members:
+                text = _member(archive, item, path)
+                blocks = _block_names(text) if isinstance(text, str) else ()
+                files.append(_File(printable(item.filename), item, blocks))
     except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile) as error:
         raise DataError(f"{path} cannot be read as a zip: {error}") from error
     if not members:
@@ -344,23 +379,34 @@ def _zip(path: Path) -> StructureSource:
 
     def payloads() -> Iterator[Payload]:
         with zipfile.ZipFile(path) as archive:
-            for item in members:
-                try:
-                    with archive.open(item) as file:
-                        yield Payload(item.filename, _text(file), _format(item.filename))
-                except DataError as error:
-                    yield Payload(item.filename, str(error), "damaged")
-                except (
-                    OSError,
-                    EOFError,
-                    ValueError,
-                    RuntimeError,
-                    zlib.error,
-                    zipfile.BadZipFile,
-                ) as error:
-                    yield Payload(item.filename, f"damaged in {path}: {error}", "damaged")
+            for file in files:
+                text = _member(archive, file.place, path)
+                if isinstance(text, DataError):
+                    yield Payload(file.name, str(text), "damaged")
+                elif file.blocks:
+                    yield from _payloads_of_blocks(file, text)
+                else:
+                    yield Payload(file.name, text, format_of(file.place.filename))
 
-    return StructureSource([item.filename for item in members], payloads, label=str(path))
+    return _of_files(files, payloads, str(path))
+
+
+def _member(archive: zipfile.ZipFile, item: zipfile.ZipInfo, path: Path) -> str | DataError:
+    """The text of a file in a zip, or why there is none."""
+    try:
+        with archive.open(item) as file:
+            return limited_text(file)
+    except DataError as error:
+        return error
+    except (
+        OSError,
+        EOFError,
+        ValueError,
+        RuntimeError,
+        zlib.error,
+        zipfile.BadZipFile,
+    ) as error:
+        return DataError(f"damaged in {path}: {error}")
 
 
 def _of_table(
@@ -397,7 +443,10 @@ def _of_objects(
 def _cell(value: Any, folder: Path) -> Any:
     """A cell of a file's table: text is CIF, POSCAR, JSON, or a path beside the table."""
     if isinstance(value, Mapping):
-        return _plain(value)
+        return plain(value)
+    if isinstance(value, str) and len(value) > texts.MAX_FILE_BYTES:
+        reason = f"one structure with more than {texts.MAX_FILE_BYTES:,} bytes is refused."
+        return Payload("", reason, "damaged")
     if not isinstance(value, str):
         return Payload("", "the cell is empty.", "damaged") if value != value else value
     if value.lstrip().startswith("{"):

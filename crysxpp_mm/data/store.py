@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import struct
 import tempfile
 import zipfile
 import zlib
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,11 +22,18 @@ import pandas as pd
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from crysxpp_mm.data.sources import STRUCTURE, Payload, open_structures, parse
-from crysxpp_mm.errors import DataError, GraphStoreError, SettingsError
+from crysxpp_mm.data.sources import (
+    STRUCTURE,
+    Payload,
+    open_structures,
+    parse_with_note,
+    payload_blocks,
+)
+from crysxpp_mm.errors import DataError, GraphError, GraphStoreError, SettingsError
 from crysxpp_mm.graph.arrays import DTYPES, CrystalGraphs, offsets_from_counts
 from crysxpp_mm.graph.converter import CrystalGraphConverter
-from crysxpp_mm.parallel import cut, run_blocks
+from crysxpp_mm.parallel import run_blocks
+from crysxpp_mm.serialization import naming, remove_leftovers, scratch_prefix
 from crysxpp_mm.settings import whole_number
 
 FORMAT = "crysxpp_mm graph store"
@@ -34,9 +43,11 @@ HEADER = "header.json"
 SUFFIX = ".graphs"
 """What the names of stores end in."""
 
-BLOCK = 256
-"""Crystals that are parsed, converted and written at a time."""
 _COPY_BYTES = 1 << 20
+ROUNDING = 1e-4
+"""Rounding of lengths, Angstrom."""
+MAX_RATIO, LARGE = 100, 100_000_000
+"""A file that unpacks to so many times its size is refused if it is then large."""
 _SEAL_BYTES = 64  # a sha256 in hexadecimal, which ends the file as the comment of the zip
 
 # Offsets are kept as counts, in 32 bits, and made again on loading.
@@ -58,6 +69,7 @@ class GraphStore:
         converter: The rule that they were built by.
         data_hash: sha256 over names, graphs and rule; equal data have equal hashes.
         errors: Why crystals were left out, by name.
+        notes: What was made of files, where it is worth saying, by name.
     """
 
     names: list[str]
@@ -65,6 +77,7 @@ class GraphStore:
     converter: CrystalGraphConverter
     data_hash: str
     errors: dict[str, str] = field(default_factory=dict)
+    notes: dict[str, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -106,14 +119,11 @@ class GraphStore:
         if not zipfile.is_zipfile(source):
             raise GraphStoreError(f"{source} is no graph store, or it is damaged.")
         try:
-            with zipfile.ZipFile(source) as archive:
-                header = _read_header(archive, source)
-                if header.get("sealed") and not _seal_holds(source):
-                    raise GraphStoreError(f"{source} does not match its seal; it is damaged.")
-                arrays = {name: _read_array(archive, name) for name in _COLUMNS}
-            names = arrays.pop("names").tobytes().decode().split("\n")[:-1]
+            return _load(source)
         except GraphStoreError:
             raise
+        except GraphError as error:
+            raise GraphStoreError(f"{source} holds no crystal graphs: {error}") from error
         except (
             OSError,
             EOFError,
@@ -121,36 +131,73 @@ class GraphStore:
             KeyError,
             MemoryError,
             RuntimeError,
+            OverflowError,
             struct.error,
             zlib.error,
             zipfile.BadZipFile,
         ) as error:
             raise GraphStoreError(f"{source} is damaged: {error}") from error
-        try:
-            converter = CrystalGraphConverter(**header["converter"])
-        except (TypeError, SettingsError) as error:
-            raise GraphStoreError(f"{source}: the rule makes no sense: {error}") from error
-        found = {name: hashlib.sha256(array.tobytes()) for name, array in arrays.items()}
-        found["names"] = hashlib.sha256(_join(names))
-        data_hash = _combine(
-            {name: digest.hexdigest() for name, digest in found.items()}, converter
-        )
-        if data_hash != header["sha256"]:
-            raise GraphStoreError(f"{source} does not match its sha256; the file is damaged.")
-        columns: dict[str, NDArray[Any]] = {
-            name: offsets_from_counts(arrays[name.replace("_offsets", "_counts")])
-            if name.endswith("_offsets")
-            else arrays[name]
-            for name in DTYPES
-        }
-        graphs = CrystalGraphs(**columns)
-        lengths = (len(graphs.degrees), len(graphs.distances), len(graphs.species_sites))
-        ends = (graphs.atom_offsets[-1], graphs.bond_offsets[-1], graphs.species_offsets[-1])
-        if lengths != ends:
-            raise GraphStoreError(f"{source}: the columns do not fit together.")
-        if len(graphs) != len(names):
-            raise GraphStoreError(f"{source} has {len(graphs)} graphs and {len(names)} names.")
-        return cls(names, graphs, converter, data_hash, header.get("errors", {}))
+
+
+def _load(source: Path) -> GraphStore:
+    """Read a store.
+
+    Raises:
+        GraphStoreError: it is foreign or of a later format, its hashes do not fit, or it holds
+            what makes no sense.
+        GraphError: its columns are no crystal graphs.
+    """
+    with zipfile.ZipFile(source) as archive:
+        header = _read_header(archive, source)
+        if header.get("sealed") and not _seal_holds(source):
+            raise GraphStoreError(f"{source} does not match its seal; it is damaged.")
+        arrays = {name: _read_array(archive, name) for name in _COLUMNS}
+    names = arrays.pop("names").tobytes().decode().split("\n")[:-1]
+    converter = _read_rule(header, source)
+    if _hash_of(names, arrays, converter) != header["sha256"]:
+        raise GraphStoreError(f"{source} does not match its sha256; the file is damaged.")
+    graphs = _graphs_of(arrays)
+    if len(graphs) != len(names):
+        raise GraphStoreError(f"{source} has {len(graphs)} graphs and {len(names)} names.")
+    if len(set(names)) < len(names):
+        raise GraphStoreError(f"{source}: names has one name twice.")
+    longest = converter.cutoff + converter.shell_tolerance + ROUNDING
+    if graphs.distances.max(initial=0) > longest:
+        raise GraphStoreError(f"{source}: distances has one beyond the cutoff of its rule.")
+    return GraphStore(names, graphs, converter, header["sha256"], header["errors"], header["notes"])
+
+
+def _read_rule(header: Mapping[str, Any], source: Path) -> CrystalGraphConverter:
+    try:
+        return CrystalGraphConverter(**header["converter"])
+    except (TypeError, SettingsError) as error:
+        raise GraphStoreError(f"{source}: the rule makes no sense: {error}") from error
+
+
+def _hash_of(
+    names: list[str], arrays: Mapping[str, NDArray[Any]], converter: CrystalGraphConverter
+) -> str:
+    """The hash of what was read."""
+    found = {name: hashlib.sha256(array.tobytes()).hexdigest() for name, array in arrays.items()}
+    return _combine({**found, "names": hashlib.sha256(_join(names)).hexdigest()}, converter)
+
+
+def _graphs_of(arrays: Mapping[str, NDArray[Any]]) -> CrystalGraphs:
+    """Graphs of the columns of a file.
+
+    Raises:
+        GraphError: they are none; the column is named.
+    """
+    columns: dict[str, NDArray[Any]] = {}
+    for name in DTYPES:
+        if not name.endswith("_offsets"):
+            columns[name] = arrays[name]
+            continue
+        counts = arrays[name.replace("_offsets", "_counts")]
+        if len(counts) and counts.min() < 0:
+            raise GraphError(f"{name.replace('_offsets', '_counts')} has a negative number.")
+        columns[name] = offsets_from_counts(counts)
+    return CrystalGraphs(**columns)
 
 
 def build_store(
@@ -160,6 +207,7 @@ def build_store(
     converter: CrystalGraphConverter | None = None,
     column: str = STRUCTURE,
     ignore_errors: bool = False,
+    keep_doubts: bool = False,
     num_workers: int = 0,
     pbar: bool = True,
 ) -> GraphStore:
@@ -175,6 +223,7 @@ def build_store(
         converter: The rule; the published cutoff and neighbours if None.
         column: In a table, the column of structures.
         ignore_errors: Leave out what has no graph, and keep the reason in the store.
+        keep_doubts: Keep structures that their files leave open, and a note in the store.
         num_workers: Processes that parse and convert; 0 for this one.
         pbar: Show a progress bar.
 
@@ -192,11 +241,16 @@ def build_store(
     _check_names(entries.names, entries.label)
     target = Path(out)
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
+    remove_leftovers(target)
+    with (
+        naming(target),
+        tempfile.TemporaryDirectory(dir=target.parent, prefix=scratch_prefix(target)) as scratch,
+    ):
         writer = _Writer(Path(scratch))
+        work = partial(_convert, converter=rule, keep_doubts=keep_doubts)
         errors: dict[str, str] = {}
-        convert = partial(_convert, converter=rule)
-        blocks = run_blocks(convert, cut(entries, BLOCK), num_workers=num_workers)
+        notes: dict[str, str] = {}
+        blocks = run_blocks(work, payload_blocks(entries), num_workers=num_workers)
         with (
             closing(blocks),
             tqdm(total=len(entries), desc="graphs", unit="crystal", disable=not pbar) as bar,
@@ -208,13 +262,14 @@ def build_store(
                             f"{name}: {error} (ignore_errors leaves such crystals out.)"
                         )
                     errors[name] = error
+                notes |= block.notes
                 writer.add(block.names, block.graphs)
                 bar.update(len(block.names) + len(block.errors))
         if not writer.n_graphs:
             name, error = next(iter(errors.items()))
             raise DataError(f"{entries.label}: no structure has a graph; {name}: {error}")
         complete = Path(scratch, "complete")
-        writer.finish(complete, rule, errors)
+        writer.finish(complete, rule, errors, notes)
         complete.replace(target)
     return GraphStore.load(target)
 
@@ -225,19 +280,27 @@ class _Block(NamedTuple):
     names: list[str]
     graphs: CrystalGraphs
     errors: dict[str, str]  # by name
+    notes: dict[str, str]
 
 
-def _convert(payloads: list[Payload], converter: CrystalGraphConverter) -> _Block:
-    names, structures, errors = [], [], {}
+def _convert(
+    payloads: list[Payload], *, converter: CrystalGraphConverter, keep_doubts: bool
+) -> _Block:
+    names, structures, errors, notes = [], [], {}, {}
     for payload in payloads:
         try:
-            structures.append(parse(payload))
-            names.append(payload.name)
+            structure, note = parse_with_note(payload, keep_doubts=keep_doubts)
         except DataError as error:
             errors[payload.name] = str(error).removeprefix(f"{payload.name}: ")
+            continue
+        structures.append(structure)
+        names.append(payload.name)
+        if note:
+            notes[payload.name] = note
     graphs, failed = converter.convert_each(structures)
     errors |= {names[row]: str(error) for row, error in failed.items()}
-    return _Block([name for row, name in enumerate(names) if row not in failed], graphs, errors)
+    kept = [name for row, name in enumerate(names) if row not in failed]
+    return _Block(kept, graphs, errors, {name: notes[name] for name in kept if name in notes})
 
 
 class _Writer:
@@ -258,7 +321,11 @@ class _Writer:
                 file.write(data)
 
     def finish(
-        self, target: Path, converter: CrystalGraphConverter, errors: dict[str, str]
+        self,
+        target: Path,
+        converter: CrystalGraphConverter,
+        errors: dict[str, str],
+        notes: dict[str, str],
     ) -> None:
         """Pack the columns into one file."""
         rule = _plain_rule(converter)
@@ -272,7 +339,7 @@ class _Writer:
             ),
             "errors": errors,
             "sealed": True,
-        }
+        } | ({"notes": notes} if notes else {})
         with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED, compresslevel=6) as archive:
             archive.writestr(_member(HEADER), json.dumps(header, indent=1))
             for name, dtype in _COLUMNS.items():
@@ -340,6 +407,7 @@ def _write_npy_header(file: IO[bytes], dtype: np.dtype, length: int) -> None:
 
 
 def _read_header(archive: zipfile.ZipFile, source: Path) -> dict[str, Any]:
+    _refuse_bomb(archive, source)
     try:
         header = json.loads(archive.read(HEADER))
     except KeyError:
@@ -354,15 +422,47 @@ def _read_header(archive: zipfile.ZipFile, source: Path) -> dict[str, Any]:
         )
     if missing := {"converter", "sha256"} - set(header):
         raise GraphStoreError(f"{source} lacks {', '.join(sorted(missing))} in its header.")
+    _check_header(header, source)
     return header
 
 
+def _check_header(header: dict[str, Any], source: Path) -> None:
+    """Check the kinds of what a header holds, and fill in what may be absent.
+
+    Raises:
+        GraphStoreError: one is of another kind.
+    """
+    if not isinstance(header["converter"], dict) or not isinstance(header["sha256"], str):
+        raise GraphStoreError(f"{source}: its header makes no sense.")
+    for key in ("errors", "notes"):
+        texts = header.setdefault(key, {})
+        if not isinstance(texts, dict) or not all(isinstance(t, str) for t in texts.values()):
+            raise GraphStoreError(f"{source}: {key} of its header are no texts.")
+
+
+def _refuse_bomb(archive: zipfile.ZipFile, source: Path) -> None:
+    """Refuse a file that unpacks to far more than real graphs do, before it is unpacked.
+
+    Raises:
+        GraphStoreError: it does.
+    """
+    unpacked = sum(item.file_size for item in archive.infolist())
+    if unpacked > max(LARGE, MAX_RATIO * source.stat().st_size):
+        raise GraphStoreError(f"{source} is refused: it unpacks to {unpacked:,} bytes.")
+
+
 def _read_array(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
-    with archive.open(f"{name}.npy") as file:
-        array: NDArray[Any] = np.lib.format.read_array(file, allow_pickle=False)
-    if array.dtype != _COLUMNS[name] or array.ndim != 1:
-        raise ValueError(f"{name} is {array.dtype} of {array.ndim} dimensions")
-    return array
+    data = archive.read(f"{name}.npy")
+    file = io.BytesIO(data)
+    version = np.lib.format.read_magic(file)
+    if version != (1, 0):
+        raise ValueError(f"{name} is an array of format {version}")
+    shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+    if dtype != _COLUMNS[name] or len(shape) != 1:
+        raise ValueError(f"{name} is {dtype} of {len(shape)} dimensions")
+    if shape[0] * dtype.itemsize != len(data) - file.tell():
+        raise ValueError(f"{name} has not as many entries as it says")
+    return np.frombuffer(data, dtype=dtype, offset=file.tell()).copy()
 
 
 def _arrays_of(names: list[str], graphs: CrystalGraphs) -> dict[str, NDArray[Any]]:

@@ -26,11 +26,10 @@ from crysxpp_mm.estimators.domain import TrainingDomain
 from crysxpp_mm.estimators.ensemble import StageName, Trained, TrainingData, train_members
 from crysxpp_mm.estimators.gathering import Gathered, LearningInput, gather
 from crysxpp_mm.estimators.intervals import Calibration
-from crysxpp_mm.estimators.predicting import FittedEstimator
+from crysxpp_mm.estimators.predicting import FittedEstimator, View
 from crysxpp_mm.estimators.splits import split_rows
 from crysxpp_mm.estimators.targets import Targets
 from crysxpp_mm.estimators.view import EstimatorView
-from crysxpp_mm.graph.arrays import CrystalGraphs
 from crysxpp_mm.graph.converter import CrystalGraphConverter
 from crysxpp_mm.models.property import PropertyModel
 from crysxpp_mm.settings import flag, whole_number
@@ -47,13 +46,6 @@ class NetworkSource(NamedTuple):
     """Makes a network from a seed and the number of its outputs."""
     pretrained: str | None = None
     """sha256 of the pretrained weights that it starts from."""
-
-
-class HeldOut(NamedTuple):
-    """Crystals that were not learned from, and their encoded labels."""
-
-    graphs: CrystalGraphs
-    encoded: NDArray[Any]
 
 
 class PropertyEstimator(
@@ -102,12 +94,6 @@ class PropertyEstimator(
         self, targets: Targets, network: PropertyModel[Any], encoded: NDArray[Any]
     ) -> tuple[NDArray[Any], Objective]:
         """Turn what is learned into a network's own units, and make the loss there."""
-
-    def _calibrated(
-        self, members: Sequence[Any], targets: Targets, data: HeldOut, source: str
-    ) -> Calibration | None:
-        """Measure errors on crystals that were not learned from, where they are of use."""
-        return None
 
     # Fitting: gather, split, start, learn, keep.
 
@@ -187,12 +173,9 @@ class PropertyEstimator(
             network.metadata = {"pretrained": source.pretrained}
             self._start(network, data.encoded[rows.train])
             networks.append(network)
-        trained, calibration = self._learn(networks, data, rows, options, "fit")
-
-        chosen = data.graphs.select(rows.train)
-        self.domain_ = TrainingDomain.measure(
-            self._embed(trained.members[0], chosen), chosen, seed=options.seed
-        )
+        trained = self._learn(networks, data, rows, options, "fit")
+        view = View(trained.members, data.targets, trained.members[0])
+        self.domain_, calibration = self._looked_back(view, data, rows, "fit")
         self._embedder = None
         self._set_targets(data.targets)
         self.n_train_ = data.n_rows
@@ -264,11 +247,10 @@ class PropertyEstimator(
             )
         rows = self._split(data, options)
         networks = [deepcopy(member) for member in self.members_]
-        trained, calibration = self._learn(networks, data, rows, options, "fine_tune")
-
-        chosen = data.graphs.select(rows.train)
+        trained = self._learn(networks, data, rows, options, "fine_tune")
         embedder = self._embedder or self.members_[0]  # which a copy will replace
-        domain = self.domain_.extended(self._embed(embedder, chosen), chosen, seed=options.seed)
+        view = View(trained.members, data.targets, embedder)
+        domain, calibration = self._looked_back(view, data, rows, "fine_tune", self.domain_)
         last = self.learning_curve_.groupby("member")["epoch"].max()
         curve = trained.curve.assign(stage=len(self.history_))
         curve["epoch"] += curve["member"].map(last) + 1
@@ -304,8 +286,8 @@ class PropertyEstimator(
         rows: FitRows,
         options: FitOptions,
         stage: StageName,
-    ) -> tuple[Trained, Calibration | None]:
-        """Train the networks in place, and see how they do on rows that were held out."""
+    ) -> Trained:
+        """Train the networks in place."""
         training = TrainingData(
             graphs=data.graphs,
             encoded=data.encoded,
@@ -314,13 +296,70 @@ class PropertyEstimator(
             make_objective=partial(self._objective, data.targets),
             stage=stage,
         )
-        trained = train_members(networks, training, self, type(self).__name__)
-        calibration = None
-        if len(rows.held_out):
-            held_out = HeldOut(data.graphs.select(rows.held_out), data.encoded[rows.held_out])
-            source = f"the rows that {stage} held out"
-            calibration = self._calibrated(networks, data.targets, held_out, source)
-        return trained, calibration
+        return train_members(networks, training, self, type(self).__name__)
+
+    def _looked_back(
+        self,
+        view: View,
+        data: Gathered,
+        rows: FitRows,
+        stage: StageName,
+        before: TrainingDomain | None = None,
+    ) -> tuple[TrainingDomain, Calibration | None]:
+        """Say what was learned from, and how far off trained networks are on rows held out."""
+        chosen = data.graphs.select(rows.train)
+        measure = TrainingDomain.measure if before is None else before.extended
+        domain = measure(
+            self._embed(view.embedder, chosen),
+            chosen,
+            [data.names[row] for row in rows.train],
+            self._outputs(view.members, view.targets, chosen).mean(axis=0),
+        )
+        if not len(rows.held_out):
+            return domain, None
+        held_out = data.graphs.select(rows.held_out), data.encoded[rows.held_out]
+        source = f"the rows that {stage} held out"
+        return domain, self._calibration(view, domain, *held_out, source=source)
+
+    def measure_again(self, X: Any, y: Any) -> Self:
+        """Measure intervals and domain anew, from the crystals that ``fit`` was given.
+
+        So a model of a version 1 file gets what later versions have. The networks stay as they
+        are; the rows held out are those that ``fit`` has held out by the seed.
+
+        Args:
+            X: The crystals, as ``fit`` took them; their index labels, or the names of their
+                ``GraphStore``, become the names that ``domain`` gives.
+            y: Their labels.
+
+        Returns:
+            Itself.
+
+        Raises:
+            NotFittedError: nothing was learned yet.
+            DataError: the model has learned from other crystals or labels, or in several stages.
+        """
+        self._check_fitted()
+        data = gather(LearningInput(X, y), self.converter_, self._targets, anew=False)
+        rows = self._split(data, self._checked_options())
+        view = View(self.members_, self._targets, self.members_[0])
+        again = deepcopy(view.embedder)
+        self._start(again, data.encoded[rows.train])
+        domain, calibration = self._looked_back(view, data, rows, "fit")
+        if not (
+            [(stage["n_train"], stage["n_validation"]) for stage in self.history_]
+            == [(len(rows.train), len(rows.held_out))]
+            and np.allclose(again.target_mean, view.embedder.target_mean)
+            and np.allclose(again.target_scale, view.embedder.target_scale)
+            and np.array_equal(domain.elements, self.domain_.elements)
+            and np.array_equal(domain.sizes, self.domain_.sizes)
+        ):
+            raise DataError(
+                "these are not the crystals and labels that the model has learned from, or not all "
+                "of them; give those of its one fit, in their order."
+            )
+        self.domain_, self.calibration_ = domain, calibration
+        return self
 
     def _keep(self, trained: Trained, data: Gathered, calibration: Calibration | None) -> None:
         self.left_out_ = data.left_out

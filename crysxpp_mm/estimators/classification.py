@@ -78,6 +78,45 @@ class PropertyClassifier(ClassifierMixin, PropertyEstimator):  # type: ignore[mi
             return chosen
         return pd.Series(chosen, index=crystals.labels, name=self._targets.columns[0])
 
+    def predict_set(
+        self, X: Any, *, confidence: float = 0.9, ignore_errors: bool = False
+    ) -> pd.DataFrame:
+        """Predict sets of classes that hold the true one as often as asked.
+
+        Conformal prediction: a class is in the set if its probability is at least that which the
+        share ``confidence`` of crystals that were not learned from give their true class (Sadinle,
+        Lei and Wasserman, J. Am. Stat. Assoc. 114, 223 (2019)). The most probable class always is.
+
+        Args:
+            X: Crystals, as ``fit`` takes them.
+            confidence: Share of the crystals whose class is to be in the set, between 0 and 1.
+            ignore_errors: Give False for a row that is not a crystal, instead of raising.
+
+        Returns:
+            A column for each class, True where it is in the set, and ``in_domain`` (see
+            ``domain``), with the index of ``X`` if it is of pandas.
+
+        Raises:
+            NotFittedError: nothing was learned yet.
+            SettingsError: no crystals were held out, or too few for this confidence, or the
+                confidence does not lie between 0 and 1.
+            StructureTypeError, UnknownElementError, StructureError: a row is not a crystal; it is
+                named.
+        """
+        calibration = self._checked_calibration(confidence)
+        probabilities, crystals = self._probabilities(X, ignore_errors=ignore_errors)
+        least = 1 - calibration.threshold(0, confidence=confidence, name=self.target_names_[0])
+        inside = (probabilities >= least) | (
+            probabilities == probabilities.max(axis=1, keepdims=True, initial=0)
+        )
+        table = pd.DataFrame(inside, index=crystals.labels, columns=self.classes_)
+        return table.assign(in_domain=self._domain(crystals)[0]["in_domain"].to_numpy())
+
+    def _errors(
+        self, targets: Targets, outputs: NDArray[np.float64], encoded: NDArray[Any]
+    ) -> NDArray[np.float64]:
+        return 1 - np.take_along_axis(_mean_softmax(outputs), encoded[:, None], axis=1)
+
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
         """Compute the share of crystals whose class is right.
 
@@ -105,8 +144,7 @@ class PropertyClassifier(ClassifierMixin, PropertyEstimator):  # type: ignore[mi
     ) -> tuple[NDArray[np.float64], CrystalRows]:
         """Average the members' probabilities, shape ``(n_rows, n_classes)``."""
         logits, crystals = self._predict_members(X, ignore_errors=ignore_errors)
-        exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
-        return (exponentials / exponentials.sum(axis=-1, keepdims=True)).mean(axis=0), crystals
+        return _mean_softmax(logits), crystals
 
     # What the labels mean.
 
@@ -137,3 +175,9 @@ class PropertyClassifier(ClassifierMixin, PropertyEstimator):  # type: ignore[mi
         weights = np.zeros(len(counts))
         weights[present] = len(encoded) / (present.sum() * counts[present])
         return encoded, ClassificationObjective(weights)
+
+
+def _mean_softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Average the members' probabilities, shape ``(n_rows, n_classes)``."""
+    exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return np.asarray((exponentials / exponentials.sum(axis=-1, keepdims=True)).mean(axis=0))

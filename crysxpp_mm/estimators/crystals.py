@@ -29,6 +29,7 @@ class CrystalRows(NamedTuple):
     errors: dict[int, Exception]  # why the other rows have none, by position
     labels: pd.Index | None  # index of the inputs, if of pandas
     n_rows: int
+    names: list[str] | None = None  # of the crystals, if of a graph store
 
     def row_name(self, position: int) -> str:
         """Name a row in a message, by its position and index label."""
@@ -40,6 +41,10 @@ class CrystalRows(NamedTuple):
     def label(self, position: int) -> Any:
         """Return the row's index label, or its position."""
         return position if self.labels is None else self.labels[position]
+
+    def name(self, position: int) -> Any:
+        """Return the name that a graph store gives the row, else its label."""
+        return self.label(position) if self.names is None else self.names[position]
 
     def refuse_errors(self) -> None:
         """Raise the first error, of its own type, with the row named."""
@@ -82,7 +87,8 @@ def read_crystals(X: object, converter: CrystalGraphConverter) -> CrystalRows:
     if isinstance(X, CrystalGraphs):
         return CrystalRows(X, np.arange(len(X)), {}, None, len(X))
     if isinstance(X, GraphStore):
-        return CrystalRows(_graphs_of(X, converter), np.arange(len(X)), {}, None, len(X))
+        graphs = _graphs_of(X, converter)
+        return CrystalRows(graphs, np.arange(len(X)), {}, None, len(X), X.names)
     index: pd.Index | None = None
     if isinstance(X, pd.DataFrame):
         if X.shape[1] != 1:

@@ -143,6 +143,16 @@ class CrysXPPEstimator(CrysXPPFitOptions, PropertyEstimator):
                 "pretrained must be the name of a CrysAE, the path of a saved one, a CrysAE object "
                 f"or None, got a {type(model).__name__}."
             )
+        self._check_sizes(model)
+        if self.element_channel and not model.reads_elements and self.encoder_rate == 0:
+            raise SettingsError(
+                "element_channel=True adds vectors that start at zero, and encoder_rate=0 keeps "
+                "them there; give the encoder a rate, or set element_channel=False."
+            )
+        return model
+
+    def _check_sizes(self, model: CrysAE) -> None:
+        """Raise if an argument contradicts the pretrained encoder."""
         for name in ("hidden_dim", "n_convs"):
             value, theirs = getattr(self, name), getattr(model.encoder, name)
             if value is not None and value != theirs:
@@ -150,12 +160,6 @@ class CrysXPPEstimator(CrysXPPFitOptions, PropertyEstimator):
                     f"{name} is {value!r}, but the pretrained model has {theirs}; leave it None, "
                     "or set pretrained=None."
                 )
-        if self.element_channel and not model.reads_elements and self.encoder_rate == 0:
-            raise SettingsError(
-                "element_channel=True adds vectors that start at zero, and encoder_rate=0 keeps "
-                "them there; give the encoder a rate, or set element_channel=False."
-            )
-        return model
 
     def _checked_options(self) -> FitOptions:
         options = super()._checked_options()

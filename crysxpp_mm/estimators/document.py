@@ -20,9 +20,14 @@ from crysxpp_mm.estimators.options import THIS_MACHINE
 from crysxpp_mm.estimators.targets import Targets
 from crysxpp_mm.models.crysae import CrysAE
 from crysxpp_mm.models.property import PropertyModel
-from crysxpp_mm.serialization import FORMAT_VERSION, SavedDocument, check_keys, reading_model
+from crysxpp_mm.serialization import SavedDocument, check_keys, reading_model
 from crysxpp_mm.version import __version__
 
+FORMAT_VERSION = 2
+"""Version of the document of an estimator.
+
+Version 1 had intervals without difficulties, and a domain of at most 1,000 crystals without names.
+"""
 LATER_SETTINGS = {"element_channel": False, "element_start": 0.0}
 """Settings that the files of earlier versions lack, and what they stand for there."""
 CURVE_COLUMNS = {"epoch", "kept", "member", "stage"}
@@ -154,6 +159,7 @@ class EstimatorDocument(SavedDocument):
             content,
             required={"settings", "state", "metadata", "sha256"},
             optional={"format_version"},
+            newest=FORMAT_VERSION,
         )
         if document_hash(content) != content["sha256"]:
             raise ModelFileError("the model does not match its sha256; the file is damaged.")
@@ -207,7 +213,7 @@ class EstimatorDocument(SavedDocument):
         self._check_state(members, targets, names, curve)
         self.calibration_ = None
         if calibration is not None:
-            self.calibration_ = Calibration.from_plain(calibration, n_targets=members[0].n_targets)
+            self.calibration_ = Calibration.from_plain(calibration, n_targets=len(names))
         self._embedder = None if embedder is None else self._model_class.from_dict(embedder)
         width = (self._embedder or members[0]).n_columns
         self.domain_ = TrainingDomain.from_plain(domain, n_columns=width)

@@ -38,6 +38,7 @@ class Gathered(NamedTuple):
     groups: NDArray[np.int64] | None  # of the rows of X
     left_out: pd.DataFrame  # columns row, reason
     targets: Targets
+    names: list[Any]  # of the rows of X: of their store, index labels, else positions
 
 
 def gather(
@@ -80,7 +81,8 @@ def gather(
         graphs = CrystalGraphs.concatenate([graphs, more_graphs])
         values = np.concatenate([values, more_values])
     codes = None if given.groups is None else group_codes(given.groups, crystals, used)
-    return Gathered(graphs, targets.encode(values), len(used), codes, left_out, targets)
+    names = [crystals.name(row) for row in used.tolist()]
+    return Gathered(graphs, targets.encode(values), len(used), codes, left_out, targets, names)
 
 
 def _choose_rows(

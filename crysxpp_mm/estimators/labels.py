@@ -103,12 +103,10 @@ def class_column(y: Any) -> pd.Series:
     """
     if y is None:
         raise DataError("y is missing: a property predictor needs labels.")
-    if isinstance(y, pd.DataFrame | np.ndarray) and y.ndim == 2 and y.shape[1] == 1:
-        y = y.iloc[:, 0] if isinstance(y, pd.DataFrame) else y[:, 0]
-    if isinstance(y, pd.DataFrame):
-        raise DataError(f"y must be one column of classes, got {y.shape[1]}.")
-    if isinstance(y, np.ndarray) and y.ndim != 1:
-        raise DataError(f"y must be one column of classes, got the shape {y.shape}.")
+    if isinstance(y, pd.DataFrame | np.ndarray):
+        if y.shape[1:] not in ((), (1,)):
+            raise DataError(f"y must be one column of classes, got the shape {y.shape}.")
+        y = y.iloc[:, 0] if isinstance(y, pd.DataFrame) else pd.Series(y.ravel())
     if isinstance(y, pd.Series):
         return y
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Self, cast
+from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
 import pandas as pd
@@ -15,12 +15,13 @@ from sklearn.metrics import r2_score
 from sklearn.utils import Tags
 
 from crysxpp_mm.errors import DataError, SettingsError
-from crysxpp_mm.estimators.base import HeldOut, PropertyEstimator
+from crysxpp_mm.estimators.base import PropertyEstimator
 from crysxpp_mm.estimators.crystals import CrystalRows
-from crysxpp_mm.estimators.intervals import Calibration, check_confidence
-from crysxpp_mm.estimators.splits import MIN_VALIDATED
+from crysxpp_mm.estimators.domain import TrainingDomain
+from crysxpp_mm.estimators.intervals import difficulties
 from crysxpp_mm.estimators.targets import NumberTargets, Targets
 from crysxpp_mm.models.property import PropertyModel
+from crysxpp_mm.notices import warn_user
 from crysxpp_mm.settings import one_of
 from crysxpp_mm.training.objectives import LOSSES, Objective, RegressionObjective
 from crysxpp_mm.training.options import FitOptions
@@ -89,14 +90,16 @@ class PropertyRegressor(RegressorMixin, PropertyEstimator):  # type: ignore[misc
         Split conformal prediction: the errors on crystals that were not learned from are sorted,
         and the ``ceil((n + 1) * confidence)``-th of ``n`` says how far an interval reaches (Lei
         et al., J. Am. Stat. Assoc. 113, 1094 (2018)). The errors are those of what is learned, so
-        that the interval of a ``"log10"`` target is a factor. With an ensemble they are divided
-        by its standard deviation for the crystal (Papadopoulos et al., J. Artif. Intell. Res. 40,
-        815 (2011)): where the members disagree, the interval is wider.
+        that the interval of a ``"log10"`` target is a factor. They are divided by the difficulty
+        of the crystal (Papadopoulos et al., J. Artif. Intell. Res. 40, 815 (2011)): far from the
+        training crystals, where the predictions for these differ, and where the members of an
+        ensemble disagree, the interval is wider. With fewer than 30 calibration crystals all
+        intervals are of one width, and a warning says so.
 
         What is promised is a mean: of many crystals that are drawn as the calibration crystals
         were, the share ``confidence`` lies inside, target by target. Crystals of another kind
-        (see ``domain``) may lie outside more often, and so may those of a new chemical system,
-        unless ``groups`` kept whole systems apart.
+        (``in_domain`` is False) may lie outside more often, and so may those of a new chemical
+        system, unless ``groups`` kept whole systems apart.
 
         The calibration crystals are those that the last ``fit`` or ``fine_tune`` held out, or
         those of ``calibrate``. Held-out crystals have chosen the best epoch, so that their errors
@@ -110,9 +113,9 @@ class PropertyRegressor(RegressorMixin, PropertyEstimator):  # type: ignore[misc
             ignore_errors: Give NaN for a row that is not a crystal, instead of raising.
 
         Returns:
-            Columns ``prediction``, ``lower`` and ``upper`` in the units of the labels, with the
-            index of ``X`` if it is of pandas; for several targets two levels of columns, the
-            target above these.
+            Columns ``prediction``, ``lower`` and ``upper`` in the units of the labels, and
+            ``in_domain`` (see ``domain``), with the index of ``X`` if it is of pandas; for several
+            targets two levels of columns, the target above these.
 
         Raises:
             NotFittedError: nothing was learned yet.
@@ -121,59 +124,35 @@ class PropertyRegressor(RegressorMixin, PropertyEstimator):  # type: ignore[misc
             StructureTypeError, UnknownElementError, StructureError: a row is not a crystal; it is
                 named.
         """
-        self._check_fitted()
-        check_confidence(confidence)
-        if self.calibration_ is None:
-            raise SettingsError(
-                "there are no calibration crystals, because none were held out; call "
-                "calibrate(X, y) with crystals that were not learned from. (Training holds out "
-                f"validation=(X, y), or a share of at least {MIN_VALIDATED} labels unless "
-                "validation_fraction is 0.)"
-            )
+        calibration = self._checked_calibration(confidence)
+        if reason := calibration.constant():
+            warn_user(f"all intervals are of one width: {reason}.")
         outputs, crystals = self._predict_members(X, ignore_errors=ignore_errors)
-        widths = self.calibration_.half_widths(
-            outputs, confidence=confidence, names=self.target_names_
+        table, embeddings = self._domain(crystals)
+        factors = self._factors(self.domain_, embeddings, outputs[:, crystals.rows])
+        widths = np.full(outputs.shape[1:], np.nan)
+        widths[crystals.rows] = calibration.half_widths(
+            factors, confidence=confidence, names=self.target_names_
         )
         center = outputs.mean(axis=0)
         bounds = [self._numbers.decode(center + shift) for shift in (0.0, -widths, widths)]
-        values = np.stack(bounds, axis=2).reshape(len(center), 3 * center.shape[1])
-        names = ["prediction", "lower", "upper"]
-        columns: Any = names
-        if len(self.target_names_) > 1:
-            columns = pd.MultiIndex.from_product([self.target_names_, names])
-        return pd.DataFrame(values, index=crystals.labels, columns=columns)
+        found = {}
+        for target, name in enumerate(self.target_names_):
+            ends = (bound[:, target] for bound in bounds)
+            columns = dict(zip(("prediction", "lower", "upper"), ends, strict=True))
+            columns["in_domain"] = table["in_domain"].to_numpy()
+            found[name] = pd.DataFrame(columns, index=crystals.labels)
+        return found[name] if len(found) == 1 else pd.concat(found, axis=1)
 
-    def calibrate(self, X: Any, y: Any) -> Self:
-        """Measure the errors that ``predict_interval`` goes by on these crystals.
+    def _factors(
+        self, domain: TrainingDomain, embeddings: NDArray[np.float32], outputs: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        return difficulties(domain.reference, embeddings, outputs)
 
-        They take the place of earlier ones. The networks stay as they are.
-
-        Args:
-            X: Crystals that were not learned from, as ``fit`` takes them; drawn as those to be
-                predicted.
-            y: Their labels, NaN where unknown.
-
-        Returns:
-            Itself.
-
-        Raises:
-            NotFittedError: nothing was learned yet.
-            DataError: the labels are unusable, or not those of the model's targets.
-            StructureTypeError, UnknownElementError, StructureError: a row is not a crystal; it is
-                named.
-        """
-        crystals = self._read(X)
-        labels = self._targets.match(y, crystals)
-        data = HeldOut(crystals.graphs, self._targets.encode(labels.values))
-        source = "the rows given to calibrate"
-        self.calibration_ = self._calibrated(self.members_, self._targets, data, source)
-        return self
-
-    def _calibrated(
-        self, members: Sequence[Any], targets: Targets, data: HeldOut, source: str
-    ) -> Calibration:
-        outputs = self._outputs(members, targets, data.graphs)
-        return Calibration.measure(outputs, data.encoded, source=source)
+    def _errors(
+        self, targets: Targets, outputs: NDArray[np.float64], encoded: NDArray[Any]
+    ) -> NDArray[np.float64]:
+        return np.asarray(np.abs(encoded - outputs.mean(axis=0)))
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
         """Compute the coefficient of determination R2, the mean over the targets.

@@ -1,8 +1,7 @@
-"""Which rows are learned from, and which choose the best epoch."""
+"""Rows to learn from, and rows that choose the best epoch."""
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ from numpy.typing import NDArray
 
 from crysxpp_mm.errors import DataError
 from crysxpp_mm.estimators.crystals import CrystalRows
+from crysxpp_mm.notices import warn_user
 
 MIN_VALIDATED = 200
 """With fewer labels none is held out to choose the best epoch.
@@ -78,7 +78,7 @@ def draw_groups(
     rng: np.random.Generator,
     strata: NDArray[np.int64] | None = None,
 ) -> NDArray[np.bool_]:
-    """Which rows to hold out: whole groups, with as near to ``wanted`` rows as their order allows.
+    """Choose rows to hold out: whole groups, as near to ``wanted`` rows as their order allows.
 
     In random order a group is taken if the number of rows comes nearer to ``wanted`` with it. If
     all are too large, one of the smallest is taken. A number of rows that is less than half or more
@@ -117,18 +117,21 @@ def draw_groups(
             count += int(sizes[group])
             left = left - gone
     if not taken:
-        by_size = order[np.argsort(sizes[order], kind="stable")]
-        small = [group for group in by_size.tolist() if (left > members(group)).all()]
-        if not small:
+        by_size = order[np.argsort(sizes[order], kind="stable")].tolist()
+        smallest = next((group for group in by_size if (left > members(group)).all()), None)
+        if smallest is None:
             raise DataError(
                 "no group can be held out, because each has all the rows of some class or target; "
                 "choose other groups, or hold out no share."
             )
-        taken, count = small[:1], int(sizes[small[0]])
-    if not wanted / 2 <= count <= 2 * wanted:
-        warnings.warn(
-            f"whole groups make {count} of {len(groups)} rows that are held out, where {wanted} "
-            "were asked for; with smaller groups it would be nearer.",
-            stacklevel=2,
-        )
+        taken, count = [smallest], int(sizes[smallest])
+    _warn_of_share(count, wanted, len(groups))
     return np.isin(codes, taken)
+
+
+def _warn_of_share(count: int, wanted: int, n_rows: int) -> None:
+    if not wanted / 2 <= count <= 2 * wanted:
+        warn_user(
+            f"whole groups make {count} of {n_rows} rows that are held out, where {wanted} "
+            "were asked for; with smaller groups it would be nearer."
+        )

@@ -248,17 +248,7 @@ class BatchedFeaturizer(BaseFeaturizer):  # type: ignore[misc]
             Exception: as ``featurize_many``.
         """
         columns = _columns_of(df, col_id)
-        labels: Any = self.feature_labels()
-        if return_errors:
-            labels.append(f"{type(self).__name__} Exceptions")
-        if multiindex:
-            labels = pd.MultiIndex.from_product([[type(self).__name__], labels])
-        elif isinstance(df.columns, pd.MultiIndex):
-            raise SettingsError(
-                "the columns of the table have several levels; set multiindex=True."
-            )
-        if taken := [column for column in df.columns if column in labels]:
-            raise DataError(f'"{taken[0]}" exists in input dataframe; drop or rename it.')
+        labels = self._new_labels(df, return_errors=return_errors, multiindex=multiindex)
         matrix, texts = self._table(df[columns].values, ignore_errors, return_errors, pbar)
         features = pd.DataFrame(matrix, index=df.index, columns=labels[: matrix.shape[1]])
         if return_errors:
@@ -272,6 +262,21 @@ class BatchedFeaturizer(BaseFeaturizer):  # type: ignore[misc]
             warnings.simplefilter("ignore", pd.errors.PerformanceWarning)
             df[labels] = features
         return None
+
+    def _new_labels(self, df: pd.DataFrame, *, return_errors: bool, multiindex: bool) -> Any:
+        """Names of the new columns, none of which the table has yet."""
+        labels: Any = self.feature_labels()
+        if return_errors:
+            labels.append(f"{type(self).__name__} Exceptions")
+        if multiindex:
+            labels = pd.MultiIndex.from_product([[type(self).__name__], labels])
+        elif isinstance(df.columns, pd.MultiIndex):
+            raise SettingsError(
+                "the columns of the table have several levels; set multiindex=True."
+            )
+        if taken := [column for column in df.columns if column in labels]:
+            raise DataError(f'"{taken[0]}" exists in input dataframe; drop or rename it.')
+        return labels
 
     def precheck(self, structure: object) -> bool:
         """Tell if the structure has a crystal graph, by building it."""

@@ -281,11 +281,7 @@ class CrysAEFeaturizer(BatchedFeaturizer):
         n_layers = model.encoder.n_convs + 1
         if isinstance(self.layers, str) and self.layers == "all":
             return list(range(n_layers))
-        layers: list[Any] = list(self.layers) if isinstance(self.layers, Iterable) else []
-        if not layers or not all(map(_is_whole, layers)):
-            raise SettingsError(
-                f"layers must be 'all' or a sequence of whole numbers, got {self.layers!r}."
-            )
+        layers = self._named_layers()
         if unknown := [layer for layer in layers if not -n_layers <= layer < n_layers]:
             raise SettingsError(
                 f"layers names layer {unknown[0]}; the model has the layers 0 to {n_layers - 1}."
@@ -294,6 +290,15 @@ class CrysAEFeaturizer(BatchedFeaturizer):
         if len(set(numbers)) < len(numbers):
             raise SettingsError(f"layers names one twice: {self.layers!r}.")
         return numbers
+
+    def _named_layers(self) -> list[Any]:
+        """Whole numbers as the user gave them."""
+        layers = list(self.layers) if isinstance(self.layers, Iterable) else []
+        if not layers or not all(map(_is_whole, layers)):
+            raise SettingsError(
+                f"layers must be 'all' or a sequence of whole numbers, got {self.layers!r}."
+            )
+        return layers
 
     def _layers(self, model: CrysAE, graph: Graph) -> list[Tensor]:
         """Node embeddings after the chosen layers, each ``(n_atoms, hidden_dim)``."""

@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pymatgen.core import IStructure
 
 from crysxpp_mm.compute import one_torch_thread
 from crysxpp_mm.errors import NetworkOutputError
 from crysxpp_mm.graph.arrays import CrystalGraphs
 from crysxpp_mm.graph.batch import atom_batches
-from crysxpp_mm.graph.converter import Crystal, CrystalGraphConverter, read_crystal
+from crysxpp_mm.graph.converter import CrystalGraphConverter
+from crysxpp_mm.graph.crystal import Crystal, count_sites, read_crystal
 from crysxpp_mm.parallel import attempt_each, run_blocks
 
 logger = logging.getLogger(__name__)
@@ -94,14 +94,7 @@ def have_graphs(
 
 def _site_counts(structures: Sequence[object]) -> NDArray[np.int64]:
     """Number of sites of each input, 1 for anything but a structure, shape ``(n_structures,)``."""
-    return np.array([_n_sites(structure) for structure in structures], dtype=np.int64)
-
-
-def _n_sites(structure: object) -> int:
-    if isinstance(structure, IStructure):
-        return len(structure)
-    sites = structure.get("sites") if isinstance(structure, dict) else None
-    return len(sites) if isinstance(sites, list) else 1
+    return np.array([count_sites(structure) for structure in structures], dtype=np.int64)
 
 
 # Graphs.
@@ -119,7 +112,7 @@ def _built(
     import torch, which takes seconds.
     """
     parts = ([structures[position] for position in positions] for positions in wanted)
-    read, sent = tee(attempt_each(read_crystal, part) for part in parts)  # type: ignore[arg-type]
+    read, sent = tee(attempt_each(read_crystal, part) for part in parts)
     graphs = run_blocks(
         rule.build,
         (list(crystals.values()) for crystals, _ in sent),

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +36,9 @@ class CrystalGraphs:
     length. A site is described by its species entries: one for an ordered site, several for a
     disordered one, none for a site that is wholly vacant. Indices are local to each crystal.
 
+    Arrays that are handed in are checked; an index past its crystal would be read from memory that
+    belongs to something else.
+
     Attributes:
         atom_offsets: Shape ``(n_graphs + 1,)``; sites of graph i are ``[i]`` to ``[i + 1]``.
         bond_offsets: Shape ``(n_graphs + 1,)``.
@@ -59,6 +62,17 @@ class CrystalGraphs:
     neighbors: NDArray[np.int32]
     distances: NDArray[np.float32]
     weights: NDArray[np.float32]
+
+    def __post_init__(self) -> None:
+        check_arrays({field.name: getattr(self, field.name) for field in fields(self)})
+
+    @classmethod
+    def trusted(cls, **arrays: NDArray[Any]) -> Self:
+        """A block of arrays that are right because of how they were made; nothing is checked."""
+        graphs = cls.__new__(cls)
+        for name in DTYPES:
+            object.__setattr__(graphs, name, arrays[name])
+        return graphs
 
     def __len__(self) -> int:
         return len(self.atom_offsets) - 1
@@ -103,7 +117,7 @@ class CrystalGraphs:
         atom_offsets, atoms = pick(self.atom_offsets)
         bond_offsets, bonds = pick(self.bond_offsets)
         species_offsets, species = pick(self.species_offsets)
-        return CrystalGraphs(
+        return CrystalGraphs.trusted(
             atom_offsets=atom_offsets,
             bond_offsets=bond_offsets,
             species_offsets=species_offsets,
@@ -132,7 +146,7 @@ class CrystalGraphs:
                 joined[field.name] = (
                     np.concatenate(arrays) if arrays else np.empty(0, dtype=DTYPES[field.name])
                 )
-        return cls(**joined)
+        return cls.trusted(**joined)
 
     @classmethod
     def empty(cls) -> CrystalGraphs:
@@ -153,3 +167,70 @@ DTYPES: dict[str, np.dtype] = {
     "weights": np.dtype(np.float32),
 }
 """The dtype of every array of :class:`CrystalGraphs`."""
+
+MAX_ELEMENT = 100
+"""The last element that a graph may hold."""
+MAX_OCCUPANCY = 1.01
+"""Occupancies are at most 1, up to rounding."""
+MAX_BOND = 21.0
+"""No rule makes longer bonds, Angstrom."""
+_COLUMNS_OF = {
+    "atom_offsets": ("degrees",),
+    "bond_offsets": ("neighbors", "distances", "weights"),
+    "species_offsets": ("species_sites", "species_numbers", "occupancies"),
+}
+
+
+def check_arrays(arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Refuse arrays that are no crystal graphs.
+
+    Args:
+        arrays: Those of :class:`CrystalGraphs`, by name.
+
+    Raises:
+        GraphError: the array that is wrong is named.
+    """
+    for name, kind in DTYPES.items():
+        array = arrays[name]
+        kinds = "iu" if kind.kind in "iu" else "f"
+        if not isinstance(array, np.ndarray) or array.ndim != 1 or array.dtype.kind not in kinds:
+            raise GraphError(f"{name} must be an array of one dimension of {kind}.")
+    for name in _COLUMNS_OF:
+        _check_lengths(name, arrays)
+    _require_range("degrees", arrays["degrees"], 0, len(arrays["neighbors"]))
+    bonds_before = offsets_from_counts(arrays["degrees"])[arrays["atom_offsets"]]
+    if (wrong := bonds_before != arrays["bond_offsets"]).any():
+        row = int(np.flatnonzero(wrong)[0]) - 1
+        raise GraphError(f"degrees of crystal {row} do not sum to its bonds.")
+    n_atoms = np.diff(arrays["atom_offsets"])
+    for column, ends in (("neighbors", "bond_offsets"), ("species_sites", "species_offsets")):
+        sites = np.repeat(n_atoms, np.diff(arrays[ends]))
+        if not ((arrays[column] >= 0) & (arrays[column] < sites)).all():
+            raise GraphError(f"{column} names a site that its crystal has not.")
+    _require_range("species_numbers", arrays["species_numbers"], 1, MAX_ELEMENT)
+    _require_range("occupancies", arrays["occupancies"], 0, MAX_OCCUPANCY)
+    _require_range("distances", arrays["distances"], 0, MAX_BOND)
+    _require_range("weights", arrays["weights"], 0, 1 + 1e-5)
+
+
+def _check_lengths(name: str, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Check offsets and the columns that they cut.
+
+    Raises:
+        GraphError: they fall, or do not fit together.
+    """
+    offsets = arrays[name]
+    if not len(offsets) or offsets[0] != 0 or (np.diff(offsets) < 0).any():
+        raise GraphError(f"{name} must begin with 0 and must not fall.")
+    if len(offsets) != len(arrays["atom_offsets"]):
+        raise GraphError(f"{name} is of another length than atom_offsets.")
+    for column in _COLUMNS_OF[name]:
+        if len(arrays[column]) != offsets[-1]:
+            raise GraphError(
+                f"{column} has {len(arrays[column])} entries, {name} ends with {offsets[-1]}."
+            )
+
+
+def _require_range(name: str, array: NDArray[Any], low: float, high: float) -> None:
+    if len(array) and not (low <= array.min() and array.max() <= high):
+        raise GraphError(f"{name} must be numbers from {low:g} to {high:g}; one is not.")

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from crysxpp_mm.elements import MAX_ATOMIC_NUMBER, N_FEATURES, feature_table
 from crysxpp_mm.errors import GraphError, SettingsError
-from crysxpp_mm.graph.arrays import CrystalGraphs
+from crysxpp_mm.graph.arrays import MAX_BOND, CrystalGraphs
 from crysxpp_mm.graph.backend import Backend, Graph, build_graph, move_graph
 
 ATOM_FEATURES = "atom_features"
@@ -18,6 +18,8 @@ ELEMENT_FRACTIONS = "element_fractions"
 """ndata, float32 ``(n_atoms, 100)``: occupancy of each element, for the element channel."""
 DISTANCE = "distance"
 """edata, float32 ``(n_bonds,)``: bond length, Angstrom."""
+ROUNDING = 1e-5
+"""Rounding of weights."""
 WEIGHT = "weight"
 """edata, float32 ``(n_bonds,)``: share of the bond in the sum over neighbours, 0 to 1."""
 
@@ -82,7 +84,8 @@ def check_graph(graph: Graph, *, element_fractions: bool = False) -> None:
     """Refuse a graph from elsewhere that lacks what the models read.
 
     Raises:
-        GraphError: a field is absent or has another shape.
+        GraphError: a field is absent, has another shape or holds what is no number of its kind, or
+            an edge leaves its crystal.
     """
     fields: list[tuple[str, dict[str, Tensor], tuple[int, ...]]] = [
         (ATOM_FEATURES, graph.ndata, (graph.num_nodes(), N_FEATURES)),
@@ -102,6 +105,35 @@ def check_graph(graph: Graph, *, element_fractions: bool = False) -> None:
                 f"the field {name!r} of the graph has shape {tuple(data[name].shape)}, "
                 f"expected {shape}."
             )
+        if not data[name].is_floating_point() or not torch.isfinite(data[name]).all():
+            raise GraphError(f"the field {name!r} of the graph holds NaN or infinite numbers.")
+    _check_edges(graph)
+    if graph.num_edges():
+        _require_range(DISTANCE, graph.edata[DISTANCE], MAX_BOND)
+        _require_range(WEIGHT, graph.edata[WEIGHT], 1 + ROUNDING)
+
+
+def _require_range(name: str, values: Tensor, high: float) -> None:
+    low, top = torch.aminmax(values)
+    if low < 0 or top > high:
+        raise GraphError(f"the field {name!r} of the graph must hold numbers from 0 to {high:g}.")
+
+
+def _check_edges(graph: Graph) -> None:
+    """Refuse edges that name no node, or a node of another crystal.
+
+    Raises:
+        GraphError: there is one, or the counts of the batch are wrong.
+    """
+    n_nodes, n_edges = graph.batch_num_nodes(), graph.batch_num_edges()
+    if int(n_nodes.sum()) != graph.num_nodes() or int(n_edges.sum()) != graph.num_edges():
+        raise GraphError("the numbers of nodes and edges of the graph's crystals do not sum up.")
+    ends = torch.cumsum(n_nodes, 0)
+    first = torch.repeat_interleave(ends - n_nodes, n_edges)
+    last = torch.repeat_interleave(ends, n_edges)
+    for nodes in graph.edges():
+        if not ((nodes >= first) & (nodes < last)).all():
+            raise GraphError("an edge of the graph names a node that its crystal has not.")
 
 
 def atom_batches(n_atoms: NDArray[np.integer], batch_atoms: int) -> list[NDArray[np.int64]]:

@@ -7,12 +7,11 @@ shape ``(n_lengths, width)``, whose rows a bond sums; ``centers``, ``neighbors``
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-import numba
 import numpy as np
-from platformdirs import user_cache_dir
+
+from crysxpp_mm.compiled import compiled, inlined
 
 BLOCK = 256
 """Bonds whose sums are added in float32, before they are added to the others in float64."""
@@ -23,34 +22,8 @@ LN2_HIGH, LN2_LOW = np.float32(0.693145752), np.float32(1.42860682e-6)
 SMALLEST = np.float32(-87)
 """Where its exponential is still a normal number."""
 
-_OPTIONS: dict[str, Any] = {
-    "error_model": "numpy",
-    "fastmath": {"contract", "nsz", "reassoc"},
-    "nogil": True,
-}
-_inlined = numba.njit(inline="always", **_OPTIONS)
 
-
-def _compiled(function: Callable[..., None]) -> Callable[..., None]:
-    """Compile on the first call, and keep what is compiled in the user's cache.
-
-    Beside the package it would outlive it: pip leaves files that it did not install, and their
-    folders would hide the package of a later editable installation. ``NUMBA_CACHE_DIR`` names
-    another folder.
-    """
-    config: Any = numba.config
-    chosen = config.CACHE_DIR
-    config.CACHE_DIR = chosen or user_cache_dir("crysxpp_mm", appauthor=False)
-    try:
-        compiled: Callable[..., None] = numba.njit(cache=True, **_OPTIONS)(function)
-    except RuntimeError:  # there is no folder to keep it in
-        compiled = numba.njit(**_OPTIONS)(function)
-    finally:
-        config.CACHE_DIR = chosen
-    return compiled
-
-
-@_inlined
+@inlined
 def _decay(x: Any) -> Any:
     """``exp(-|x|)``: a power of two times a polynomial, fitted on ``[-ln 2, 0]``."""
     r = x if x < ZERO else -x
@@ -67,7 +40,7 @@ def _decay(x: Any) -> Any:
     return p * np.int32((n + np.int32(127)) << np.int32(23)).view(np.float32)
 
 
-@_inlined
+@inlined
 def _log1p(z: Any) -> Any:
     """``log(1 + z)`` for ``0 <= z <= 1``: the series of ``2 artanh(z / (2 + z))``."""
     u = z / (TWO + z)
@@ -82,21 +55,21 @@ def _log1p(z: Any) -> Any:
     return TWO * u * p
 
 
-@_inlined
+@inlined
 def _add_rows(center: Any, neighbor: Any, length: Any, row: Any) -> None:
     """Write the sum of three rows to ``row``."""
     for k in range(row.shape[0]):
         row[k] = center[k] + neighbor[k] + length[k]
 
 
-@_inlined
+@inlined
 def _add_to(total: Any, row: Any) -> None:
     """Add a row to ``total``."""
     for k in range(row.shape[0]):
         total[k] += row[k]
 
 
-@_compiled
+@compiled
 def squares(
     centers: Any,
     neighbors: Any,
@@ -122,7 +95,7 @@ def squares(
                 part[k] = ZERO
 
 
-@_compiled
+@compiled
 def forward(
     centers: Any,
     neighbors: Any,
@@ -155,7 +128,7 @@ def forward(
             sums[k] += w * gate[k] * core[k]
 
 
-@_compiled
+@compiled
 def backward(
     centers: Any,
     neighbors: Any,

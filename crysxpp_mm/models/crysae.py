@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Self
 
 import torch
@@ -16,6 +16,7 @@ from crysxpp_mm.graph.converter import CrystalGraphConverter
 from crysxpp_mm.models.base import CrystalGraphModel
 from crysxpp_mm.models.decoder import CrysAEDecoder, PairIndex, Reconstruction
 from crysxpp_mm.models.encoder import CrystalGraphEncoder
+from crysxpp_mm.models.targets import TargetHead
 
 
 class CrysAE(CrystalGraphModel):
@@ -35,10 +36,12 @@ class CrysAE(CrystalGraphModel):
         element_channel: Whether every element has a learned vector beside its 92 columns.
         pair_dim: Components of the pair embedding, Eq. 2.
         normalize: Whether the decoder normalizes the embeddings that it reads.
+        targets: Names of pretext targets (``crysxpp_mm.graph.targets.TARGETS``) that a head of
+            the decoder predicts; without any there is no such head.
         metadata: JSON-ready facts about the training, kept with the weights.
 
     Raises:
-        SettingsError: a size is less than 1.
+        SettingsError: a size is less than 1, or there is no target of a name.
     """
 
     def __init__(
@@ -51,6 +54,7 @@ class CrysAE(CrystalGraphModel):
         element_channel: bool = False,
         pair_dim: int = 6,
         normalize: bool = False,
+        targets: Sequence[str] = (),
         metadata: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -63,6 +67,7 @@ class CrysAE(CrystalGraphModel):
             element_channel=element_channel,
         )
         self.decoder = CrysAEDecoder(hidden_dim=hidden_dim, pair_dim=pair_dim, normalize=normalize)
+        self.target_head = TargetHead(hidden_dim=hidden_dim, targets=targets) if targets else None
         self.metadata: dict[str, Any] = dict(metadata or {})
 
     @property
@@ -92,6 +97,8 @@ class CrysAE(CrystalGraphModel):
         """Sizes and switches, as the constructor takes them."""
         settings = {**self.encoder.settings, **self.decoder.settings}
         del settings["cutoff"]  # the converter's
+        if self.target_head is not None:
+            settings["targets"] = list(self.target_head.targets)
         return settings
 
     def forward(self, graph: Graph, pairs: PairIndex) -> Reconstruction:
@@ -145,10 +152,12 @@ class CrysAE(CrystalGraphModel):
         from crysxpp_mm.models.released import read_released_tensors
 
         tensors = read_released_tensors(path)
-        widths = tensors["embedding.weight"].shape
+        width = len(tensors["embedding.weight"])
         n_convs = len({name.split(".")[1] for name in tensors if name.startswith("convs.")})
+        if tensors["convs.0.fc_full.weight"].numel() < width * width:  # nothing is allocated first
+            raise ModelFileError(f"{path}: the tensors do not fit: the embedding is too wide.")
         model = cls.random(
-            hidden_dim=widths[0],
+            hidden_dim=width,
             n_convs=n_convs,
             metadata={"description": "Encoder released with Das et al. (2022); decoder untrained."},
         )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import zipfile
+import zlib
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +20,13 @@ from crysxpp_mm.errors import ModelFileError
 RELEASED_CLASSES = ("CrystalAE", "ConvLayer")
 """Classes of the pickled module; stand-ins without behaviour take their place."""
 
+
+MAX_BYTES = 200_000_000
+"""Largest checkpoint that is read, unpacked."""
+_NAME = re.compile(
+    r"convs\.\d{1,2}\.(?:fc_full\.(?:weight|bias)|"
+    r"bn[12]\.(?:weight|bias|running_mean|running_var|num_batches_tracked))"
+)
 
 _Allowed: TypeAlias = Callable[..., Any] | tuple[Callable[..., Any], str]
 
@@ -40,20 +49,87 @@ def read_released_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     source = Path(path)
     if not source.is_file():
         raise ModelFileError(f"{source}: there is no such file.")
+    _refuse_bomb(source)
     tensors = _read_npz(source) if source.suffix == ".npz" else _read_checkpoint(source)
     if "embedding.weight" not in tensors or "convs.0.fc_full.weight" not in tensors:
         raise ModelFileError(
             f"{source} is no released CrysXPP autoencoder: it lacks embedding.weight or "
             "convs.0.fc_full.weight."
         )
-    return tensors
+    return {
+        name: _checked(source, name, value)
+        for name, value in tensors.items()
+        if name == "embedding.weight" or name.startswith("convs.")
+    }
+
+
+def _refuse_bomb(source: Path) -> None:
+    """Refuse a file of more tensors than any such encoder has, before it is unpacked.
+
+    Raises:
+        ModelFileError: it is one.
+    """
+    size = source.stat().st_size
+    if zipfile.is_zipfile(source):
+        try:
+            with zipfile.ZipFile(source) as archive:
+                size = max(size, sum(item.file_size for item in archive.infolist()))
+        except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+            raise ModelFileError(f"{source} is damaged: {error}") from error
+    if size > MAX_BYTES:
+        raise ModelFileError(f"{source} is refused: it has more than {MAX_BYTES:,} bytes.")
+
+
+def _checked(source: Path, name: str, value: Tensor) -> Tensor:
+    """A tensor of the encoder, contiguous.
+
+    Raises:
+        ModelFileError: it is not one of the encoder's, or holds what makes no sense.
+    """
+    if name != "embedding.weight" and not _NAME.fullmatch(name):
+        raise ModelFileError(f"{source}: the tensor {name!r} is unknown.")
+    counter = name.endswith("num_batches_tracked")
+    if value.layout != torch.strided or value.is_quantized or value.is_meta:
+        raise ModelFileError(f"{source}: the tensor {name} is of an unknown kind.")
+    if value.ndim != _dimensions(name) or not 0 < value.numel() <= MAX_BYTES // 4:
+        raise ModelFileError(f"{source}: the tensor {name} has the shape {tuple(value.shape)}.")
+    if not counter:
+        _check_numbers(source, name, value)
+    return value.contiguous()
+
+
+def _dimensions(name: str) -> int:
+    """How many dimensions a tensor of the encoder has."""
+    if name.endswith("num_batches_tracked"):
+        return 0
+    return 2 if name.endswith(("fc_full.weight", "embedding.weight")) else 1
+
+
+def _check_numbers(source: Path, name: str, value: Tensor) -> None:
+    """Check weights.
+
+    Raises:
+        ModelFileError: they are no finite numbers, or negative variances.
+    """
+    if not value.is_floating_point() or not torch.isfinite(value).all():
+        raise ModelFileError(f"{source}: the tensor {name} holds what are no finite numbers.")
+    if name.endswith("running_var") and (value < 0).any():
+        raise ModelFileError(f"{source}: the tensor {name} holds negative variances.")
 
 
 def _read_npz(source: Path) -> dict[str, Tensor]:
     try:
         with np.load(source, allow_pickle=False) as arrays:
             return {name: torch.from_numpy(np.array(arrays[name])) for name in arrays.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+    except (
+        ValueError,
+        TypeError,  # of arrays of text
+        OSError,
+        EOFError,
+        MemoryError,
+        zlib.error,
+        zipfile.BadZipFile,
+    ) as error:
         raise ModelFileError(f"{source} is no npz of plain arrays: {error}") from error
 
 
@@ -66,7 +142,10 @@ def _read_checkpoint(source: Path) -> dict[str, Tensor]:
     except Exception as error:  # torch raises many kinds for a file that is none of its own
         raise ModelFileError(f"{source} cannot be read as a checkpoint: {error}") from error
     if isinstance(content, nn.Module):
-        content = content.state_dict()
+        try:
+            content = content.state_dict()
+        except (AttributeError, TypeError, KeyError, RuntimeError) as error:  # without end, too
+            raise ModelFileError(f"{source} holds a module that makes no sense: {error}") from error
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
     if not isinstance(content, dict):

@@ -47,7 +47,12 @@ def golden_outputs(model: CrysAE) -> dict[str, list[float]]:
 
 
 def write_release(
-    run: str | os.PathLike[str], out: str | os.PathLike[str], *, title: str, summary: str
+    run: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    title: str,
+    summary: str,
+    columns: pd.DataFrame | None = None,
 ) -> Path:
     """Write the folder of a model from the folder of its run.
 
@@ -59,6 +64,8 @@ def write_release(
         out: Folder of the model; its name is the model's.
         title: What the model is, in a line.
         summary: A paragraph for the card: how it differs from others, what it is for.
+        columns: Errors of simple models for the card, one row a target (the index names it), one
+            column a kind of columns; NaN where there is none.
 
     Returns:
         ``out``.
@@ -75,6 +82,13 @@ def write_release(
     if "results" not in model.metadata:
         raise SettingsError(f"the run in {source} has not ended; run the same command again.")
     facts = dict(model.metadata)
+    if columns is not None:
+        rows = [
+            [str(target), *(None if error != error else float(error) for error in errors)]
+            for target, *errors in columns.itertuples(name=None)
+        ]
+        measured = {"kinds": list(map(str, columns)), "rows": rows}
+        facts["results"] = {**facts["results"], "columns": measured}
     model.metadata = {**facts, "data": facts["description"], "description": title}
     folder.mkdir(parents=True, exist_ok=True)
     model.save(folder / MODEL)
@@ -106,16 +120,22 @@ def model_card(name: str, model: CrysAE, curves: pd.DataFrame, summary: str) -> 
         n_parameters=n_parameters(model),
         converter=model.converter,
         element_channel=model.settings["element_channel"],
-        rebuilt=_rebuilt(model.metadata["results"].get("reconstruction", {})),
+        rebuilt=_rebuilt(model.metadata["results"]),
         losses=_last_losses(curves),
     )
 
 
-def _rebuilt(measured: Mapping[str, Any]) -> dict[str, float]:
-    """Quality of the reconstruction, by its names on the card."""
+def _rebuilt(results: Mapping[str, Any]) -> dict[str, float]:
+    """Quality of the reconstruction and of the pretext targets, by its names on the card."""
+    measured: dict[str, Any] = results.get("reconstruction", {})
+    targets: dict[str, float] = results.get("targets", {})
     rows = {text: measured[key] for key, text in REBUILT.items() if key in measured}
     features: dict[str, float] = measured.get("atom_feature_accuracy", {})
-    return rows | {f"{name}, accuracy of its bin": value for name, value in features.items()}
+    return {
+        **rows,
+        **{f"{name}, accuracy of its bin": value for name, value in features.items()},
+        **{f"{name}, share of the variance not predicted": v for name, v in targets.items()},
+    }
 
 
 def _last_losses(curves: pd.DataFrame) -> str:

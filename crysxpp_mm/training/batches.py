@@ -10,10 +10,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from crysxpp_mm.data.targets import TargetTable
 from crysxpp_mm.graph.arrays import CrystalGraphs
 from crysxpp_mm.graph.backend import Graph
 from crysxpp_mm.graph.batch import ATOM_FEATURES, DISTANCE, ELEMENT_FRACTIONS, make_batch
 from crysxpp_mm.models.decoder import PairIndex, pair_index
+from crysxpp_mm.models.targets import TargetValues
 from crysxpp_mm.training.config import PretrainConfig
 
 
@@ -25,6 +27,7 @@ class PretrainBatch(NamedTuple):
     features: Tensor  # (n_atoms, 92) true features
     distances: Tensor  # (n_bonds,) true bond lengths, Angstrom
     hidden: Tensor  # (n_atoms,) bool, atoms whose features were hidden
+    targets: TargetValues | None = None  # standardized pretext targets, where there are any
 
 
 def hidden_atoms(
@@ -73,7 +76,9 @@ class EpochOfBatches(Dataset[PretrainBatch]):
         *,
         epoch: int,
         shuffle: bool,
+        targets: TargetTable | None = None,
     ) -> None:
+        self.targets = targets
         self.graphs = graphs
         self.config = config
         self.key = (config.seed, epoch if shuffle else -1 % 2**32)
@@ -84,7 +89,16 @@ class EpochOfBatches(Dataset[PretrainBatch]):
 
     def __getitem__(self, index: int) -> PretrainBatch:
         rng = np.random.default_rng([*self.key, index])
-        return pretrain_batch(self.graphs.select(self.batches[index]), self.config, rng)
+        chosen = self.batches[index]
+        batch = pretrain_batch(self.graphs.select(chosen), self.config, rng)
+        if self.targets is None:
+            return batch
+        return batch._replace(targets=target_values(self.targets.select(self.graphs, chosen)))
+
+
+def target_values(table: TargetTable) -> TargetValues:
+    """The targets of a table as tensors."""
+    return TargetValues(torch.from_numpy(table.sites), torch.from_numpy(table.crystals))
 
 
 def epoch_batches(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +13,7 @@ from monty.serialization import loadfn
 from ruamel.yaml.error import YAMLError
 
 from crysxpp_mm.errors import SettingsError
+from crysxpp_mm.graph.targets import find_targets
 from crysxpp_mm.losses import LossWeights
 from crysxpp_mm.settings import flag, not_negative, number, one_of, positive, share, whole_number
 
@@ -52,7 +53,14 @@ _COUNTS = (
     *("batch_size", "max_epochs", "patience", "max_epoch_crystals"),
 )
 _FRACTIONS = ("masked", "mask_fraction", "mask_species", "visible_weight", "strained")
-_POSITIVE = ("learning_rate", "gradient_clip")
+_POSITIVE = ("learning_rate", "gradient_clip", "target_weight")
+
+
+def _targets(names: object) -> tuple[str, ...]:
+    if isinstance(names, str) or not isinstance(names, Sequence):
+        raise SettingsError(f"targets must be a list of names, got {names!r}.")
+    find_targets(names, "site")
+    return tuple(names)
 
 
 def _fraction(name: str, value: object) -> float:
@@ -91,6 +99,9 @@ class PretrainConfig(MSONable):
         max_epochs: Epochs at most.
         patience: Epochs without a better validation loss after which training stops.
         gradient_clip: Largest norm of the gradient.
+        targets: Names of pretext targets (``crysxpp_mm.graph.targets.TARGETS``) that are predicted
+            beside the terms of Eq. 7.
+        target_weight: Weight of their squared error, in standard deviations.
         validation_fraction: Share of the crystals that is held out to measure reconstruction.
         max_epoch_crystals: An epoch, and so the time between checkpoints, has no more crystals;
             a larger set is passed through in several epochs.
@@ -117,6 +128,8 @@ class PretrainConfig(MSONable):
     max_epochs: int = 60
     patience: int = 20
     gradient_clip: float = 5.0
+    targets: tuple[str, ...] = ()
+    target_weight: float = 1.0
     validation_fraction: float = 0.05
     max_epoch_crystals: int = 50_000
     seed: int = 0
@@ -131,6 +144,7 @@ class PretrainConfig(MSONable):
             "validation_fraction": share("validation_fraction", self.validation_fraction),
             "strain": number("strain", self.strain),
             "weight_decay": not_negative("weight_decay", self.weight_decay),
+            "targets": _targets(self.targets),
         }
         if not 0 <= plain["strain"] <= 0.5:
             raise SettingsError(f"strain must lie in 0 to 0.5, got {self.strain}.")
@@ -160,7 +174,8 @@ class PretrainConfig(MSONable):
     def model_settings(self) -> dict[str, Any]:
         """What the constructor of CrysAE takes."""
         names = ("hidden_dim", "n_convs", "n_gaussians", "element_channel", "pair_dim", "normalize")
-        return {name: getattr(self, name) for name in names}
+        settings = {name: getattr(self, name) for name in names}
+        return {**settings, "targets": self.targets} if self.targets else settings
 
     @classmethod
     def from_file(cls, path: str | os.PathLike[str]) -> PretrainConfig:
@@ -181,5 +196,8 @@ class PretrainConfig(MSONable):
             raise SettingsError(f"{path}: {error}") from error
 
     def to_plain(self) -> dict[str, Any]:
-        """All settings as plain JSON data."""
-        return asdict(self)
+        """All settings as plain JSON data; those of targets only where there are any."""
+        settings = {**asdict(self), "targets": list(self.targets)}
+        if not self.targets:
+            del settings["targets"], settings["target_weight"]
+        return settings

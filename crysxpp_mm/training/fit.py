@@ -243,18 +243,13 @@ def fit_model(
         model.prepare(graphs.select(rows.train[order]))
     model.train()
     curves, best = CurveRecorder(folder), KeepBest(MONITOR, first=_first_epoch(options))
-    callbacks: list[Callback] = [curves, best]
-    if len(rows.held_out) and options.patience is not None:
-        callbacks.append(Patience(MONITOR, patience=options.patience, strict=False))
-    callbacks += [] if folder is None else [SaveCheckpoint(folder)]
-    callbacks += [] if label is None else [EpochBar(label)]
     run_training(
         FitModule(model, objective, options, continuing=continuing),
         LabelledData(model, graphs, torch.as_tensor(targets, dtype=objective.dtype), options, rows),
         RunOptions(folder=folder, resume=resume, accelerator=accelerator, devices=devices),
         max_epochs=options.max_epochs,
         gradient_clip=options.gradient_clip,
-        callbacks=callbacks,
+        callbacks=[curves, best, *_other_callbacks(options, rows, folder, label)],
     )
     curve = pd.DataFrame(curves.rows)
     curve["kept"] = curve["epoch"] == best.best_epoch
@@ -276,6 +271,20 @@ def _check_rows(rows: FitRows) -> None:
 def _first_epoch(options: FitOptions) -> int:
     """Return the first epoch that may be the best."""
     return 0 if options.patience is not None else int(SETTLED * options.max_epochs)
+
+
+def _other_callbacks(
+    options: FitOptions, rows: FitRows, folder: Path | None, label: str | None
+) -> list[Callback]:
+    """Make the callbacks of patience, checkpoints and a bar, where they are asked for."""
+    callbacks: list[Callback] = []
+    if len(rows.held_out) and options.patience is not None:
+        callbacks.append(Patience(MONITOR, patience=options.patience, strict=False))
+    if folder is not None:
+        callbacks.append(SaveCheckpoint(folder))
+    if label is not None:
+        callbacks.append(EpochBar(label))
+    return callbacks
 
 
 def _read_back(model: PropertyModel[Any], folder: Path) -> pd.DataFrame:

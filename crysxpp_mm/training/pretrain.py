@@ -15,10 +15,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from crysxpp_mm.compute import ready_to_learn
+from crysxpp_mm.data.targets import TargetTable
 from crysxpp_mm.errors import DataError
 from crysxpp_mm.graph.arrays import CrystalGraphs
 from crysxpp_mm.graph.converter import CrystalGraphConverter
-from crysxpp_mm.losses import ReconstructionLoss, reconstruction_loss
+from crysxpp_mm.losses import reconstruction_loss, target_loss
 from crysxpp_mm.models.crysae import CrysAE
 from crysxpp_mm.settings import positive
 from crysxpp_mm.training.batches import EpochOfBatches, PretrainBatch
@@ -33,6 +34,8 @@ from crysxpp_mm.training.checkpoints import MODEL, check_run, write_record
 from crysxpp_mm.training.config import PretrainConfig
 from crysxpp_mm.training.loop import GraphData, LossModule, RunOptions, one_cycle, run_training
 from crysxpp_mm.training.reconstruction import measure_reconstruction
+from crysxpp_mm.training.start import start_from, weights_digest
+from crysxpp_mm.training.targets import check_targets, fit_scale, measure_targets
 from crysxpp_mm.version import __version__
 
 MONITOR = "val_total"
@@ -49,20 +52,26 @@ class PretrainModule(LossModule):
         self.config = config
         self.steps = steps
 
-    def _losses(self, batch: PretrainBatch) -> tuple[ReconstructionLoss, Tensor]:
-        reconstruction = self.model(batch.graph, batch.pairs)
+    def _losses(self, batch: PretrainBatch) -> tuple[dict[str, Tensor], Tensor]:
+        """The terms of the loss by name, and their weighted sum."""
+        atoms = self.model.encoder(batch.graph)[-1]
         losses = reconstruction_loss(
-            reconstruction,
+            self.model.decoder(atoms, batch.pairs),
             batch.pairs,
             batch.features,
             batch.distances,
             hidden=batch.hidden,
             visible_weight=self.config.visible_weight,
         )
-        return losses, losses.total(self.config.loss_weights)
+        terms, total = losses._asdict(), losses.total(self.config.loss_weights)
+        if self.model.target_head is not None and batch.targets is not None:
+            predicted = self.model.target_head(atoms, batch.graph)
+            terms["targets"] = target_loss(predicted, batch.targets)
+            total = total + self.config.target_weight * terms["targets"]
+        return terms, total
 
-    def _log(self, prefix: str, losses: ReconstructionLoss, total: Tensor, size: int) -> None:
-        for name, value in {"total": total, **losses._asdict()}.items():
+    def _log(self, prefix: str, terms: dict[str, Tensor], total: Tensor, size: int) -> None:
+        for name, value in {"total": total, **terms}.items():
             self.log(
                 f"{prefix}_{name}",
                 value.detach(),
@@ -74,15 +83,14 @@ class PretrainModule(LossModule):
 
     def training_step(self, batch: PretrainBatch, batch_index: int) -> Tensor:
         """Compute the loss of a batch; one that is not finite stops the run."""
-        losses, total = self._losses(batch)
-        self.checked_loss(total, batch_index, **losses._asdict())
-        self._log("train", losses, total, batch.graph.batch_size)
+        terms, total = self._losses(batch)
+        self.checked_loss(total, batch_index, **terms)
+        self._log("train", terms, total, batch.graph.batch_size)
         return total
 
     def validation_step(self, batch: PretrainBatch, batch_index: int) -> None:
         """Log the losses of held-out crystals."""
-        losses, total = self._losses(batch)
-        self._log("val", losses, total, batch.graph.batch_size)
+        self._log("val", *self._losses(batch), batch.graph.batch_size)
 
     def configure_optimizers(self) -> Any:
         """AdamW, with a one-cycle rate if the settings say so."""
@@ -106,8 +114,10 @@ class CrystalData(GraphData):
         train: NDArray[np.int64],
         validation: NDArray[np.int64],
         num_workers: int = 0,
+        targets: TargetTable | None = None,
     ) -> None:
         super().__init__()
+        self.targets = targets
         self.graphs = graphs
         self.config = config
         self.train = train
@@ -117,7 +127,14 @@ class CrystalData(GraphData):
     def epoch(self, epoch: int, *, shuffle: bool) -> EpochOfBatches:
         """The batches of an epoch."""
         indices = self.train if shuffle else self.validation
-        return EpochOfBatches(self.graphs, indices, self.config, epoch=epoch, shuffle=shuffle)
+        return EpochOfBatches(
+            self.graphs,
+            indices,
+            self.config,
+            epoch=epoch,
+            shuffle=shuffle,
+            targets=self.targets,
+        )
 
     def _loader(self, batches: EpochOfBatches) -> DataLoader[PretrainBatch]:
         return DataLoader(batches, batch_size=None, num_workers=self.num_workers)
@@ -143,6 +160,22 @@ def split_crystals(
     return np.sort(order[n_validation:]), np.sort(order[:n_validation])
 
 
+def _new_model(
+    config: PretrainConfig,
+    converter: CrystalGraphConverter | None,
+    start: CrysAE | None,
+    *,
+    facts: dict[str, Any],
+) -> CrysAE:
+    """A model with the weights of the seed, or those of ``start``."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        model = CrysAE(converter=converter, metadata=facts, **config.model_settings)
+    if start is not None:
+        start_from(model, start)
+    return model
+
+
 @ready_to_learn()
 def pretrain(
     graphs: CrystalGraphs,
@@ -151,6 +184,8 @@ def pretrain(
     *,
     converter: CrystalGraphConverter | None = None,
     data_hash: str,
+    targets: TargetTable | None = None,
+    start: CrysAE | None = None,
     description: str = "",
     accelerator: str = "cpu",
     devices: int | str = 1,
@@ -170,6 +205,8 @@ def pretrain(
         out: Folder of the run, made if absent.
         converter: The rule that ``graphs`` were built by; the default one if None.
         data_hash: sha256 of the data, kept with the weights.
+        targets: The pretext targets of ``graphs``, where the settings name any.
+        start: A pretrained model whose weights this one starts from; random ones if None.
         description: A line on the data, kept with the weights.
         accelerator: As Lightning's Trainer takes it.
         devices: As Lightning's Trainer takes it.
@@ -182,9 +219,10 @@ def pretrain(
         The model with the best validation loss, in evaluation mode.
 
     Raises:
-        DataError: fewer than two crystals are left to train on.
-        SettingsError: the folder holds a run with other settings or other data, or
-            ``max_minutes`` is not positive.
+        DataError: fewer than two crystals are left to train on, or ``targets`` are missing or
+            others than the settings name.
+        SettingsError: the folder holds a run with other settings or other data, ``start`` is a
+            model of other settings or another graph rule, or ``max_minutes`` is not positive.
         FloatingPointError: the loss is no longer finite.
         KeyboardInterrupt, SystemExit: Ctrl-C, SIGTERM; the same call goes on from the last epoch.
     """
@@ -194,7 +232,8 @@ def pretrain(
     train, validation = split_crystals(len(graphs), config)
     if len(train) < 2:
         raise DataError(f"pretraining needs at least two crystals, got {len(train)}.")
-    run = {
+    check_targets(targets, graphs, config, data_hash=data_hash)
+    run: dict[str, Any] = {
         "config": config.to_plain(),
         "data_hash": data_hash,
         "description": description,
@@ -202,13 +241,22 @@ def pretrain(
         "n_validation": len(validation),
         "version": __version__,
     }
+    if start is not None:
+        run["start"] = weights_digest(start)
     resume = check_run(folder, run)
 
-    data = CrystalData(graphs, config, train=train, validation=validation, num_workers=num_workers)
+    model = _new_model(config, converter, start, facts=run)
+    if targets is not None and model.target_head is not None:
+        targets = fit_scale(model.target_head, targets, graphs, train)
+    data = CrystalData(
+        graphs,
+        config,
+        train=train,
+        validation=validation,
+        num_workers=num_workers,
+        targets=targets,
+    )
     steps = sum(len(data.epoch(epoch, shuffle=True)) for epoch in range(config.max_epochs))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        model = CrysAE(converter=converter, metadata=run, **config.model_settings)
     module = PretrainModule(model, config, steps=steps)
     saver = KeepBest(
         MONITOR, otherwise="train_total", keep=lambda module: model.save(folder / MODEL)
@@ -244,6 +292,10 @@ def pretrain(
     }
     if len(validation):
         results["reconstruction"] = measure_reconstruction(best, graphs.select(validation))
+        if targets is not None:
+            results["targets"] = measure_targets(
+                best, graphs.select(validation), targets.select(graphs, validation)
+            )
     best.metadata = {**run, "results": results}
     best.save(folder / MODEL)
     write_record(folder, {**run, "results": results})
