@@ -99,7 +99,7 @@ def _checked(source: Path, name: str, value: Tensor) -> Tensor:
 
 
 def _dimensions(name: str) -> int:
-    """How many dimensions a tensor of the encoder has."""
+    """Number of dimensions of a tensor of the encoder."""
     if name.endswith("num_batches_tracked"):
         return 0
     return 2 if name.endswith(("fc_full.weight", "embedding.weight")) else 1
