@@ -13,6 +13,7 @@ import pytest
 from salts import SALTS, Y
 from typer.testing import CliRunner
 
+from crysxpp_mm import CrysXPPRegressor
 from crysxpp_mm.cli import app
 from crysxpp_mm.data import matminer_tables
 
@@ -46,6 +47,8 @@ def run(page: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, 
     monkeypatch.chdir(folder)
     table = pd.DataFrame({"structure": SALTS, "K_VRH": 10 * Y})
     monkeypatch.setattr(matminer_tables, "load_table", lambda *_args, **_names: table)
+    for option, value in (("max_epochs", 1), ("min_steps", 0)):  # what runs also runs longer
+        monkeypatch.setitem(CrysXPPRegressor.__init__.__kwdefaults__, option, value)
     names: dict[str, Any] = {}
     for block in blocks(page):
         exec(compile(block, page.name, "exec"), names)

@@ -64,8 +64,8 @@ def write_release(
         out: Folder of the model; its name is the model's.
         title: What the model is, in a line.
         summary: A paragraph for the card: how it differs from others, what it is for.
-        columns: Errors of simple models for the card, one row a target (the index names it), one
-            column a kind of columns; NaN where there is none.
+        columns: Errors of simple models for the card, one row per target (the index names it),
+            one column per kind of columns; NaN where nothing was measured.
 
     Returns:
         ``out``.
