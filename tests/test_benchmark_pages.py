@@ -19,12 +19,12 @@ from crysxpp_mm.benchmarks import (
     columns,
     experiment,
     folds,
-    intervals,
     label_curves,
     methods,
     pages,
     predictors,
     pretraining,
+    reliability,
     small_data,
     trials,
 )
@@ -103,7 +103,9 @@ MADE: dict[str, Callable[[], tuple[pd.DataFrame, str]]] = {
     "pretraining": lambda: pretraining.tabulate(
         committed("pretraining_folds.csv"), list(pretraining.VARIANTS), 5, 36_737
     ),
-    "intervals": lambda: intervals.tabulate(committed("intervals_splits.csv"), 20, 1),
+    "reliability": lambda: reliability.tabulate(
+        committed("reliability_crystals.csv"), committed("calibrated.csv")
+    ),
     "experiment": of_experiment,
     "predictors": lambda: predictors.tabulate(pretrained_folder()),
 }

@@ -15,12 +15,11 @@ from numpy.testing import assert_allclose, assert_array_equal
 from small_tables import rock_salts, small_tables
 from typer.testing import CliRunner
 
-from crysxpp_mm.benchmarks import explanations, folds, intervals, predictors, pretraining, trials
+from crysxpp_mm.benchmarks import explanations, folds, predictors, pretraining, reliability, trials
 from crysxpp_mm.benchmarks.ablations import run_ablations
 from crysxpp_mm.benchmarks.data import BenchmarkTable
 from crysxpp_mm.benchmarks.experiment import MEASURED, load_experiments, run_experiment
 from crysxpp_mm.benchmarks.explanations import run_explanations
-from crysxpp_mm.benchmarks.intervals import run_intervals
 from crysxpp_mm.benchmarks.label_curves import run_label_curves
 from crysxpp_mm.benchmarks.methods import (
     COLUMNS,
@@ -39,7 +38,7 @@ from crysxpp_mm.benchmarks.methods import (
     estimator_of,
     make_run,
 )
-from crysxpp_mm.benchmarks.predictors import run_predictors
+from crysxpp_mm.benchmarks.predictors import calibrate_shipped, run_predictors
 from crysxpp_mm.benchmarks.pretraining import VARIANTS, run_pretraining
 from crysxpp_mm.benchmarks.properties import (
     PROPERTIES,
@@ -47,13 +46,14 @@ from crysxpp_mm.benchmarks.properties import (
     find_property,
     load_properties,
 )
+from crysxpp_mm.benchmarks.reliability import run_reliability
 from crysxpp_mm.benchmarks.runner import Place, settings_of
 from crysxpp_mm.benchmarks.small_data import compare, run_small_data
 from crysxpp_mm.benchmarks.trials import Trials
 from crysxpp_mm.cli import app
 from crysxpp_mm.data.store import build_store
 from crysxpp_mm.errors import DataError, SettingsError
-from crysxpp_mm.estimators import CrysXPPRegressor
+from crysxpp_mm.estimators import CrysXPPRegressor, splits
 from crysxpp_mm.graph.arrays import CrystalGraphs
 from crysxpp_mm.graph.converter import CrystalGraphConverter
 from crysxpp_mm.model_zoo import load_model
@@ -508,6 +508,8 @@ def test_predictors_are_trained_tested_and_released(
         return estimator(predictor, item).set_params(min_steps=1, readout_dim=4)
 
     estimator = predictors._estimator
+    monkeypatch.setattr(splits, "MIN_VALIDATED", 20)
+    monkeypatch.setattr(predictors, "VALIDATION_FRACTION", 0.4)
     monkeypatch.setattr(predictors, "_estimator", one_epoch)
     gaps = crystals.table["band_gap"].where(np.arange(60) % 3 > 0, 0.0)
     labelled = replace(crystals, table=crystals.table.assign(band_gap=gaps))
@@ -546,12 +548,24 @@ def test_predictors_are_trained_tested_and_released(
 
     run_predictors(**arguments)
     assert sum("it is there" in line for line in said) == 3
+
+    names = ["crysxpp-bulk-modulus", "crysxpp-metal"]
+    again = calibrate_shipped(arguments["place"], folder=tmp_path / "models", names=names)
+    assert again["predictor"].tolist() == names
+    assert again["coverage"].between(0, 1).all()
+    assert pd.read_csv(tmp_path / "calibrated.csv")["two_classes"].isna().tolist() == [True, False]
+    calibrated = load_model(tmp_path / "models" / "crysxpp-bulk-modulus" / "model.json.gz")
+    assert_array_equal(calibrated.predict(labelled.graphs), model.predict(labelled.graphs))
+    assert calibrated.calibration_ == model.calibration_
+    assert calibrated.domain(labelled.graphs)["nearest_1"].str.startswith("mp-").all()
+    with pytest.raises(SettingsError, match="crysxpp-hardness"):
+        calibrate_shipped(Place(crystals=labelled), names=["crysxpp-hardness"])
     with pytest.raises(SettingsError, match="crysxpp-hardness"):
         run_predictors(Place(crystals=labelled), names=["crysxpp-hardness"])
 
 
 @pytest.mark.parametrize(
-    "command", ["small-data", "pretraining", "predictors", "intervals", "experiment", "ablations"]
+    "command", ["small-data", "pretraining", "predictors", "reliability", "experiment", "ablations"]
 )
 def test_commands_need_data(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CRYSXPP_DATA", raising=False)
@@ -564,38 +578,50 @@ def test_commands_need_data(command: str, tmp_path: Path, monkeypatch: pytest.Mo
 def test_intervals_and_domain_are_measured_split_by_split(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    salts = rock_salts(260)
+    salts = rock_salts(420)
     volumes = np.array([salt.volume for salt in salts])
     table = BenchmarkTable(
         name="elastic_tensor_2015",
         structures=salts,
-        targets=pd.DataFrame({"log10 K_VRH": np.where(np.arange(260) == 4, np.nan, volumes)}),
+        targets=pd.DataFrame({"log10 K_VRH": np.where(np.arange(420) == 4, np.nan, volumes)}),
     )
-    monkeypatch.setattr(intervals, "load_tables", lambda *_, **__: {table.name: table})
+    monkeypatch.setattr(reliability, "load_tables", lambda *_, **__: {table.name: table})
     said: list[str] = []
     arguments: dict[str, Any] = {
         "place": Place(out=tmp_path, say=said.append),
         "targets": ["log10 K_VRH"],
-        "estimator": CrysXPPRegressor(max_epochs=1, min_steps=1, readout_dim=4),
+        "models": tmp_path / "models",
+        "docs": tmp_path / "docs",
+        "estimator": CrysXPPRegressor(max_epochs=1, min_steps=1, readout_dim=4, n_members=2),
     }
-    summary = run_intervals(**arguments, n_splits=2)
-    splits = pd.read_csv(tmp_path / "intervals_splits.csv")
-    assert list(splits["seed"]) == [0, 1]
-    assert (splits["n_test"] + splits["n_train"] == 259).all()
-    assert_array_equal(splits[["n_near", "n_between", "n_far"]].sum(axis=1), splits["n_test"])
-    shares = [f"share_{name}" for name in ("near", "between", "far")]
-    assert_allclose(summary[shares].sum(axis=1), 1.0)
-    # More confidence asks for more width.
-    assert (splits["width_0.5"] < splits["width_0.95"]).all()
-    assert (splits["coverage_0.5"] <= splits["coverage_0.95"]).all()
-    assert_allclose(summary["coverage_0.9"], splits["coverage_0.9"].mean())
-    assert "intervals_splits.csv" in (tmp_path / "intervals.md").read_text()
+    summary = run_reliability(**arguments, n_splits=2)
+    crystals = pd.read_csv(tmp_path / "reliability_crystals.csv")
+    assert crystals.groupby("seed").size().tolist() == [84, 84]
+    assert (crystals["kind"] == 1).all()
+    held = {name: (crystals[f"{name}level"] < 0.9).mean() for name in ("", "constant_", "spread_")}
+    assert summary["coverage"][0] == pytest.approx(held[""])
+    assert summary["spread_coverage"][0] == pytest.approx(held["spread_"])
+    # The level of a crystal and the width of its interval tell the same.
+    inside = crystals["error"] <= crystals["width"] * (1 + 1e-4)
+    assert_array_equal(crystals["level"] < 0.9, inside)
+    assert crystals["constant_width"].nunique() == 2
+    assert crystals["width"].nunique() > 100
+    page = (tmp_path / "docs" / "reliability.md").read_text()
+    assert page == (tmp_path / "reliability.md").read_text()
+    assert "| log10 K_VRH | log10 GPa | 2 |" in page
+    for name in ("reliability", "error_by_width"):
+        assert (tmp_path / "docs" / f"{name}.png").stat().st_size > 10_000
     before = len(said)
-    run_intervals(**arguments, n_splits=2)
-    assert len(said) == before + 1  # nothing was computed again
+    run_reliability(**arguments, n_splits=2)
+    assert pd.read_csv(tmp_path / "reliability_crystals.csv").equals(crystals)
+    (tmp_path / "reliability_crystals.csv").unlink()  # the models are still there
+    run_reliability(**arguments, n_splits=2)
+    again = pd.read_csv(tmp_path / "reliability_crystals.csv")
+    assert_allclose(again["width"], crystals["width"])
+    assert len(said) == before + 6
     for wrong in ({"targets": ["hardness"]}, {"targets": []}, {"n_splits": 0}):
         with pytest.raises(SettingsError, match=next(iter(wrong))):
-            run_intervals(Place(out=tmp_path), **wrong)  # type: ignore[arg-type]
+            run_reliability(Place(out=tmp_path), **wrong)  # type: ignore[arg-type]
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -154,7 +154,8 @@ def _run_splits(
         def measured(seed: int = seed) -> Iterable[dict[str, Any]]:
             file = models / f"{target.name.replace(' ', '_')}-{seed}.json.gz"
             rows = split_table(settings, graphs, labels, seed=seed, file=file)
-            return rows.assign(target=target.name, unit=target.unit, seed=seed).to_dict("records")
+            rows = rows.assign(target=target.name, unit=target.unit, seed=seed)
+            return [{str(k): v for k, v in row.items()} for row in rows.to_dict("records")]
 
         rows = pd.DataFrame(done.rows_of(key, measured))
         place.say(
@@ -318,12 +319,13 @@ def write_page(place: Place, docs: str | Path) -> pd.DataFrame:
     summary, text = tabulate(crystals, calibrated)
     place.write("reliability", text, reliability=summary)
     write_report(docs, "reliability", tables={}, text=text)
-    by_target = dict(list(crystals.groupby("target", sort=False)))
-    levels = {name: part["level"].to_numpy() for name, part in by_target.items()}
-    reliability = plot_reliability(levels)
-    errors = plot_error_by_width(by_target)
-    for axes, name in ((reliability, "reliability"), (errors, "error_by_width")):
-        axes.figure.savefig(Path(docs) / f"{name}.png", dpi=120)
+    parts = {str(name): part for name, part in crystals.groupby("target", sort=False)}
+    levels = {name: part["level"].to_numpy() for name, part in parts.items()}
+    for name, axes in (
+        ("reliability", plot_reliability(levels)),
+        ("error_by_width", plot_error_by_width(parts)),
+    ):
+        cast(Any, axes.figure).savefig(Path(docs) / f"{name}.png", dpi=120)
     return summary
 
 
@@ -360,7 +362,7 @@ def tabulate(crystals: pd.DataFrame, shipped: pd.DataFrame | None) -> tuple[pd.D
             markdown_table(_intervals(shipped[~classes], {"predictor": "predictor"})),
             markdown_table(_domain(shipped[~classes], {"predictor": "predictor"})),
         ]
-        blocks += [_SETS.format(**row) for row in shipped[classes].to_dict("records")]
+        blocks += [_SETS.format_map(row) for _, row in shipped[classes].iterrows()]
     where = f"; every test crystal is in `{RUNS}` ({len(crystals)} rows)"
     return summary, page("How sure: intervals and domain", *blocks, command=COMMAND, where=where)
 

@@ -192,7 +192,9 @@ def predictor_card(
         stages=estimator.history_,
         predicts=_predicts(estimator),
         classes=hasattr(estimator, "classes_"),
-        calibrated=getattr(estimator, "calibration_", None) is not None,
+        calibrated=estimator.calibration_ is not None,
+        widths=_widths(estimator),
+        named=not estimator.domain_.first,
         data_hash=estimator.data_hash_,
         seeds=range(seed, seed + n_members),
         origin=_origin(estimator),
@@ -302,6 +304,12 @@ def _units(estimator: PropertyEstimator) -> dict[str, str]:
     """Unit of every target, empty if it has none."""
     targets = estimator.target_names_
     return dict(zip(targets, getattr(estimator, "units_", [""] * len(targets)), strict=True))
+
+
+def _widths(estimator: PropertyEstimator) -> str:
+    """How wide intervals are, for the card."""
+    reason = estimator.calibration_.constant() if estimator.calibration_ else ""
+    return f"all of one width: {reason}" if reason else "wider where prediction is difficult"
 
 
 def _results_rows(
