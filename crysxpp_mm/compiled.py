@@ -1,4 +1,4 @@
-"""How loops are compiled, and where the result is kept. The one module that sets numba up."""
+"""Compile loops and keep the result. The one module that sets numba up."""
 
 from __future__ import annotations
 

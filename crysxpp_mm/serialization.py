@@ -315,7 +315,7 @@ def digest(*arrays: np.ndarray) -> str:
 
 
 class SavedDocument(MSONable):
-    """What is kept as one JSON document, written and read by name."""
+    """An object that is one JSON document, written and read by name."""
 
     def save(self, path: str | os.PathLike[str]) -> None:  # type: ignore[override]
         """Write the model to ``path``, usually ``<name>.json.gz``."""

@@ -134,7 +134,7 @@ def peer_columns(table: BenchmarkTable, *, folder: Path, ending: str) -> Columns
 
 
 def control_kinds(root: Path, *, like: str | Path, seeds: Sequence[int]) -> list[RulerKind]:
-    """What columns have to beat, and what lies beside the data for comparison."""
+    """Columns to beat, and what lies beside the data for comparison."""
     kinds = [
         RulerKind(name=MAGPIE, columns=partial(magpie_of_table, structure=False)),
         RulerKind(

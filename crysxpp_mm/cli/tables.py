@@ -71,7 +71,7 @@ def join_columns(
     errors: Sequence[str] | None,
     notes: Sequence[str] | None = None,
 ) -> pd.DataFrame:
-    """What is written: the other columns of a table, or ids and files, and the new columns.
+    """Join what is written: the other columns of a table, or ids and files, and the new columns.
 
     Args:
         names: Name of each crystal, such as its file's.

@@ -212,7 +212,7 @@ def _element_by_formula(symbol: str, typed: bool, expected: Mapping[int, float])
 
 
 def _doubtful_columns(columns: Mapping[str, list[str]], labels: list[str]) -> list[str]:
-    """What else the list says that its sites do not show."""
+    """Columns of the list that its sites do not show."""
     doubts = []
     if HYDROGENS in columns:
         attached = np.nan_to_num(numbers_of(columns[HYDROGENS])) != 0
@@ -268,7 +268,7 @@ def _amounts_in_brackets(formula: str) -> dict[int, float]:
 
 
 def formula_mismatch(formula: str, crystal: Crystal) -> str:
-    """How the atoms of a crystal differ from the formula of its file; empty if they do not.
+    """Say how a crystal differs from the formula of its file; empty if it does not.
 
     Args:
         formula: ``_chemical_formula_sum``; empty if there is none.

@@ -36,7 +36,7 @@ THIRDS = (1 / 3, 2 / 3)
 
 
 class Reading(NamedTuple):
-    """What a block of a CIF holds."""
+    """Content of a block of a CIF."""
 
     crystal: Crystal
     doubts: tuple[str, ...] = ()  # why it may not be what the file means

@@ -1,4 +1,4 @@
-"""Where structures come from: files, folders, zips and tables, read one at a time."""
+"""Sources of structures: files, folders, zips and tables, read one at a time."""
 
 from __future__ import annotations
 

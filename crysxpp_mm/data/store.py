@@ -466,7 +466,7 @@ def _read_array(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
 
 
 def _arrays_of(names: list[str], graphs: CrystalGraphs) -> dict[str, NDArray[Any]]:
-    """What a file holds of these crystals."""
+    """Arrays of these crystals, as a file holds them."""
     columns: dict[str, NDArray[Any]] = {"names": np.frombuffer(_join(names), dtype=np.uint8)}
     for name, dtype in _COLUMNS.items():
         if name.endswith("_counts"):

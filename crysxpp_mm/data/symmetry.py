@@ -42,7 +42,7 @@ class Operations(NamedTuple):
 
 
 class Symmetry(NamedTuple):
-    """What a CIF says of its symmetry.
+    """Symmetry as a CIF states it.
 
     Attributes:
         choices: Operations; several where the file leaves open which of two origins it means.

@@ -68,7 +68,7 @@ def _unpacked(source: Path) -> bytes:
 
 
 def is_table(path: str | os.PathLike[str]) -> bool:
-    """Whether a file's name is that of a table: ``.csv``, ``.json``, or one of them and ``.gz``."""
+    """Tell whether a name is that of a table: ``.csv`` or ``.json``, ``.gz`` behind or not."""
     return Path(path).name.lower().endswith(_TABLE_SUFFIXES)
 
 

@@ -27,7 +27,7 @@ _GZIP = b"\x1f\x8b"
 
 
 class Found(NamedTuple):
-    """What a text holds."""
+    """Content of a text."""
 
     structure: StructureLike
     doubts: tuple[str, ...] = ()
@@ -128,7 +128,7 @@ def limited_text(file: IO[bytes]) -> str:
 
 
 def plain(content: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What describes a structure in a dictionary from a file, and nothing else."""
+    """Keep what describes a structure in a dictionary from a file, and nothing else."""
     if "lattice" in content and isinstance(content.get("sites"), list):
         return without_code(content)
     if isinstance(inner := content.get("structure"), Mapping):

@@ -39,7 +39,7 @@ from crysxpp_mm.training.options import FitOptions, checked_options, continued_o
 
 
 class NetworkSource(NamedTuple):
-    """Where untrained networks come from."""
+    """Source of untrained networks."""
 
     converter: CrystalGraphConverter
     make: Callable[[int, int], PropertyModel[Any]]

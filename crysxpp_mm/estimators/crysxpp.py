@@ -1,4 +1,4 @@
-"""What the estimators on CrysXPP have, beside what all estimators have."""
+"""The part of an estimator that knows CrysXPP: its networks, options and explanations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the training crystals are, to tell a new crystal that is unlike all of them."""
+"""Places of the training crystals, to tell a new crystal that is unlike all of them."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _BOUNDED = {"bond_over_radii": (True, True), "fewest_neighbors": (True, False)}
 
 
 class _Learned(NamedTuple):
-    """What ``domain`` needs of a crystal beside its place."""
+    """The part of a crystal that ``domain`` needs beside its place."""
 
     bonds: NDArray[np.float64]  # (n_graphs, 4), as LIMITED
     kinds: NDArray[np.int64]  # 0 elements, 1 binaries, 2 the others
@@ -149,7 +149,7 @@ class TrainingDomain:
         return np.asarray(self.reference.nearest(embeddings, N_NEIGHBORS)[0].mean(axis=1))
 
     def table(self, embeddings: NDArray[np.float32], graphs: CrystalGraphs) -> pd.DataFrame:
-        """How near crystals are to the training crystals, one row a crystal.
+        """Measure how near crystals are to the training crystals, one row a crystal.
 
         Args:
             embeddings: Shape ``(n_graphs, n_columns)``.
@@ -183,7 +183,7 @@ class TrainingDomain:
         return [", ".join(Element.from_Z(int(z)).symbol for z in numbers) for numbers in unseen]
 
     def _reasons(self, table: pd.DataFrame, bonds: NDArray[np.float64]) -> NDArray[np.object_]:
-        """Why each crystal is outside, in words; empty where it is inside."""
+        """Say why each crystal is outside, in words; empty where it is inside."""
         texts: list[list[str]] = [[] for _ in range(len(table))]
 
         def note(rows: Any, text: str, *columns: Any) -> None:
@@ -272,7 +272,7 @@ _IN_WORDS = {
 def domain_table(
     domain: TrainingDomain, embeddings: NDArray[np.float32], crystals: CrystalRows
 ) -> pd.DataFrame:
-    """How near crystals are to the training crystals, one row an input.
+    """Measure how near crystals are to the training crystals, one row an input.
 
     Args:
         domain: Of the training crystals.
@@ -362,7 +362,7 @@ def _limits(bonds: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _beyond(bonds: NDArray[np.float64], limits: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Whether each measure of a crystal is beyond its limits, shape ``(n_graphs, 4)``."""
+    """Mark the measures of a crystal that are beyond their limits, shape ``(n_graphs, 4)``."""
     return np.asarray((bonds < limits[:, 0]) | (bonds > limits[:, 1]))
 
 

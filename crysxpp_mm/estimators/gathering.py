@@ -20,7 +20,7 @@ from crysxpp_mm.notices import warn_user
 
 
 class LearningInput(NamedTuple):
-    """What a user hands to ``fit`` or ``fine_tune``."""
+    """Arguments of ``fit`` or ``fine_tune``."""
 
     X: Any
     y: Any
@@ -30,7 +30,7 @@ class LearningInput(NamedTuple):
 
 
 class Gathered(NamedTuple):
-    """What is learned from; rows without a crystal or a label are left out."""
+    """Crystals and labels to learn from; rows without a crystal or a label are left out."""
 
     graphs: CrystalGraphs  # of X, then those of validation
     encoded: NDArray[Any]  # what is learned of the same rows, in the units of training

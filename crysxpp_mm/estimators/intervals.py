@@ -1,4 +1,4 @@
-"""How far the predictions were off on crystals that were not learned from, and what follows.
+"""Errors of the predictions on crystals that were not learned from, and what follows.
 
 The conformal quantile of these errors gives intervals that hold the truth as often as is asked,
 whatever the network is (Vovk, Gammerman and Shafer, Algorithmic Learning in a Random World,
@@ -120,7 +120,7 @@ class Calibration:
         return cls(scores=tuple(scores), medians=tuple(medians), source=source)
 
     def constant(self) -> str:
-        """Why all widths are equal, in words; empty where they follow the difficulty."""
+        """Reason why all widths are equal, in words; empty where they follow the difficulty."""
         if self.floors is not None:
             return "" if any(self.floors) else "the model file is of version 1"
         few = min(len(scores) for scores in self.scores)
@@ -131,7 +131,7 @@ class Calibration:
     def half_widths(
         self, factors: NDArray[np.float64], *, confidence: float, names: Sequence[str]
     ) -> NDArray[np.float64]:
-        """How far an interval reaches to either side of the mean of the members.
+        """Half widths of intervals: the reach to either side of the mean of the members.
 
         Args:
             factors: From ``difficulties``.
@@ -236,7 +236,7 @@ def check_confidence(confidence: object) -> float:
 
 
 def quantile_rank(n_scores: int, confidence: float) -> int:
-    """Which of ``n_scores`` ascending scores, counted from 1, is the conformal quantile.
+    """Find which of ``n_scores`` ascending scores, counted from 1, is the conformal quantile.
 
     ceil((n + 1) * confidence): the score of one more crystal, drawn like these, is at most this
     one with a probability of at least ``confidence``. More than ``n_scores`` if there is none.

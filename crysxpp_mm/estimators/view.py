@@ -1,4 +1,4 @@
-"""What a notebook shows of an estimator."""
+"""An estimator as a notebook shows it."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from crysxpp_mm.errors import GraphError
 
 
 def offsets_from_counts(counts: NDArray[np.integer]) -> NDArray[np.int64]:
-    """Where each of ``n`` consecutive runs begins and the last one ends; shape ``(n + 1,)``."""
+    """Offsets of ``n`` consecutive runs, and the end of the last; shape ``(n + 1,)``."""
     offsets = np.zeros(len(counts) + 1, dtype=np.int64)
     np.cumsum(counts, out=offsets[1:])
     return offsets

@@ -78,7 +78,7 @@ class TorchGraph:
 
     @property
     def device(self) -> torch.device:
-        """Where the tensors are."""
+        """Device of the tensors."""
         return self._sources.device
 
     def to(self, device: str | torch.device) -> TorchGraph:

@@ -19,7 +19,7 @@ ROOM = 24
 
 
 class BondRule(NamedTuple):
-    """Which neighbours are bonded, as ``CrystalGraphConverter`` is told."""
+    """Rule of the neighbours that are bonded, as ``CrystalGraphConverter`` is told."""
 
     cutoff: float
     max_neighbors: int

@@ -1,4 +1,4 @@
-"""What a graph needs of a structure, taken out of the many forms in which structures come."""
+"""The part of a structure that a graph needs, whatever form the structure comes in."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ MAX_LENGTH = 1e7
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Crystal:
-    """What a graph needs of a structure: cell, positions (Angstrom), species.
+    """The part of a structure that a graph needs: cell, positions (Angstrom), species.
 
     Attributes:
         lattice: Lattice vectors as rows, shape ``(3, 3)``, Angstrom.
@@ -296,7 +296,7 @@ def _from_dict(d: Mapping[str, Any]) -> IStructure:
 
 
 def without_code(d: Mapping[str, Any]) -> dict[str, Any]:
-    """What a graph needs of the dictionary of a structure, and nothing that could run code.
+    """Take from the dictionary of a structure what a graph needs, and nothing that runs code.
 
     pymatgen hands the properties of sites to monty, which imports the modules that they name.
     """
@@ -341,7 +341,7 @@ def _name(value: object) -> str:
 
 
 def _advice(item: object) -> str:
-    """What to call for what stands for no structure."""
+    """Say what to call for an object that is not a structure."""
     if isinstance(item, PurePath):
         return "read the file (Structure.from_file)"
     if isinstance(item, bytes | bytearray):

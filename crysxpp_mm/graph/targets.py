@@ -1,4 +1,4 @@
-"""What a structure implies without any label: targets for the pretraining of CrysAE.
+"""Numbers that a structure implies without any label: targets for the pretraining of CrysAE.
 
 They are computed from all neighbours within ``CUTOFF``, more than the bonds of a crystal graph,
 and do not depend on the choice of cell, origin, orientation or site order. Neighbours fade out

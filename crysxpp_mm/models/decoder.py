@@ -77,7 +77,7 @@ def pair_index(graphs: CrystalGraphs) -> PairIndex:
 
 
 def _rank_in_run(keys: NDArray[np.integer]) -> NDArray[np.int64]:
-    """How many earlier entries have the same key, shape ``(n,)``."""
+    """Count the earlier entries with the same key, shape ``(n,)``."""
     order = np.argsort(keys, kind="stable")
     ordered = keys[order]
     starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]]) if len(keys) else keys
@@ -88,7 +88,7 @@ def _rank_in_run(keys: NDArray[np.integer]) -> NDArray[np.int64]:
 
 
 class Reconstruction(NamedTuple):
-    """What the decoder makes of the node embeddings."""
+    """Output of the decoder, made of the node embeddings."""
 
     atom_features: Tensor  # (n_atoms, 92) logits, Eq. 4
     existence: Tensor  # (n_pairs,) logits, Eq. 5

@@ -307,7 +307,7 @@ def _units(estimator: PropertyEstimator) -> dict[str, str]:
 
 
 def _widths(estimator: PropertyEstimator) -> str:
-    """How wide intervals are, for the card."""
+    """Widths of intervals, for the card."""
     reason = estimator.calibration_.constant() if estimator.calibration_ else ""
     return f"all of one width: {reason}" if reason else "wider where prediction is difficult"
 

@@ -172,7 +172,7 @@ class PretrainConfig(MSONable):
 
     @property
     def model_settings(self) -> dict[str, Any]:
-        """What the constructor of CrysAE takes."""
+        """Arguments for the constructor of CrysAE."""
         names = ("hidden_dim", "n_convs", "n_gaussians", "element_channel", "pair_dim", "normalize")
         settings = {name: getattr(self, name) for name in names}
         return {**settings, "targets": self.targets} if self.targets else settings
