@@ -270,14 +270,7 @@ def _release(
         summary=_summary(estimator),
         results=pd.DataFrame(score(item, crystals, labels, rows, predicted, seed)),
         data=DATA,
-        split=(
-            f"One split, seed {seed}: 80 % of the labelled crystals to learn from, 10 % to choose "
-            f"the epoch{'' if predictor.classify else ' and to calibrate the intervals'}, 10 % for "
-            "the test, which was read once. "
-            f"{' '.join(filter(None, (SETTINGS_CHOSEN, predictor.chosen)))} "
-            "The encoder saw the structures of all crystals before, and no label. Spreads over "
-            "seeds are in the package's benchmark of small data."
-        ),
+        split=_split_text(predictor, seed),
         train_ids=ids[rows.train].tolist(),
         test_ids=ids[rows.test].tolist(),
         licence=LICENCE,
@@ -337,6 +330,9 @@ def _calibrate(
     y = _classes(labels) if predictor.classify else labels
     model = load_model(folder / MODEL_FILE)
     model.measure_again(_named(crystals, rows.train), y[rows.train])
+    split = model.metadata_["split"]
+    if predictor.chosen not in split:
+        model.metadata_ = {**model.metadata_, "split": f"{split} {predictor.chosen}"}
     model.save(folder / MODEL_FILE)
     results = pd.DataFrame(model.metadata_["results"])
     card = predictor_card(
@@ -373,6 +369,17 @@ def _calibrate(
         learned=item.learned,
     )
     return {**facts, **summarize(table)}
+
+
+def _split_text(predictor: Predictor, seed: int) -> str:
+    return (
+        f"One split, seed {seed}: 80 % of the labelled crystals to learn from, 10 % to choose "
+        f"the epoch and to calibrate the {'sets' if predictor.classify else 'intervals'}, 10 % for "
+        "the test, which was read once. "
+        f"{' '.join(filter(None, (SETTINGS_CHOSEN, predictor.chosen)))} "
+        "The encoder saw the structures of all crystals before, and no label. Spreads over "
+        "seeds are in the package's benchmark of small data."
+    )
 
 
 def _named(crystals: LabelledCrystals, rows: NDArray[np.int64]) -> GraphStore:
