@@ -81,7 +81,7 @@ for gathered in ("tutorials", "models", "results"):
     shutil.rmtree(HERE / gathered, ignore_errors=True)
 gather("notebooks/*.ipynb", "tutorials")
 gather("pretrained/*/README.md", "models", "{0.parent.name}.md")
-gather("crysxpp_mm/benchmarks/results/*.md", "results")
+gather("crysxpp_mm/benchmarks/results/[!r]*.md", "results")  # reliability.md lies in docs
 gather("crysxpp_mm/benchmarks/results/*.png", "results")
 
 
