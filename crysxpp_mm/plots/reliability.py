@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from crysxpp_mm.plots.canvas import COLORS, new_axes
+from crysxpp_mm.plots.canvas import COLORS, new_axes, plain_numbers
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -63,5 +63,7 @@ def plot_error_by_width(crystals: Mapping[str, pd.DataFrame], *, axes: Axes | No
     axes.plot([min(ends), max(ends)], [min(ends), max(ends)], color="#666666", linewidth=0.8)
     axes.set(xlabel="width over its mean", ylabel="error over its mean")
     axes.set(xscale="log", yscale="log")
+    for axis in (axes.xaxis, axes.yaxis):
+        plain_numbers(axis)
     axes.legend(frameon=False)
     return axes
