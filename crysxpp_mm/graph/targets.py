@@ -354,7 +354,13 @@ def find_targets(names: Iterable[str], of: Literal["site", "crystal"]) -> list[P
 
 
 def site_targets(around: Surroundings, names: Sequence[str]) -> Array:
-    """The named targets of sites side by side, shape ``(n_sites, n_columns)``."""
+    """The named targets of sites side by side, shape ``(n_sites, n_columns)``.
+
+    >>> from pymatgen.core import Lattice, Structure
+    >>> silver = Structure(Lattice.cubic(4.0), ["Ag"] * 2, [[0, 0, 0], [0.5, 0.5, 0.5]])
+    >>> site_targets(surroundings(silver), ["nearest distance", "radius"]).round(3).tolist()
+    [[3.464, 1.45], [3.464, 1.45]]
+    """
     columns = [target.function(around) for target in find_targets(names, "site")]
     return np.hstack(columns) if columns else np.empty((len(around.sites.occupancy), 0))
 
