@@ -34,6 +34,7 @@ def test_items_are_graphs_of_dgl_with_labels(table):
     assert isinstance(CrystalGraphDataset(table)[0], dgl.DGLGraph)
     with pytest.raises(IndexError, match="no crystal 16"):
         data[16]
+    assert repr(data) == "CrystalGraphDataset(16 graphs, 1 targets)"
 
 
 def test_a_plain_loop_over_a_loader_learns(table):
