@@ -313,8 +313,8 @@ def test_a_finished_run_becomes_a_folder_to_ship(tmp_path):
     golden = json.loads((folder / "golden.json").read_text())["embeddings"]
     assert golden == golden_outputs(model)
     assert len(golden) == 3
-    model.metadata["results"]["reconstruction"]["unbonded_accuracy"] = None  # no such pair
-    card = model_card("x", model, pd.read_csv(folder / "curves.csv"), "Small.")
+    shipped.metadata["results"]["reconstruction"]["unbonded_accuracy"] = None  # no such pair
+    card = model_card("x", shipped, pd.read_csv(folder / "curves.csv"), "Small.")
     assert "... on bonded pairs" in card
     assert "... on pairs without a bond" not in card
     with pytest.raises(DataError, match="no folder of a pretraining"):

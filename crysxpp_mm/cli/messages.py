@@ -41,7 +41,7 @@ def lines(results: dict[str, Any]) -> Iterator[str]:
     """Numbers by name, nested ones behind the name of their group; None was not measured.
 
     Example:
-        >>> list(lines({"test_mae": {"gap": 0.21484}}))
+        >>> list(lines({"test_mae": {"gap": 0.21484}, "accuracy": None}))
         ['test mae, gap: 0.2148']
     """
     for name, value in results.items():
