@@ -705,7 +705,7 @@ def test_explanation_names_what_is_wrong(data, ensemble, classifier, crysae, tmp
     assert "is a CrysAE, which predicts no property" in fails(*command, crysae)
     assert "is a file; give a folder" in fails(*command, ensemble, "--out", path)
     monkeypatch.setattr("crysxpp_mm.model_zoo.load_model", lambda _: CannotExplain())
-    assert "is a CannotExplain, which cannot explain its" in fails(*command, ensemble)
+    assert "the class CannotExplain cannot explain its" in fails(*command, ensemble)
     monkeypatch.undo()
     add_lawrencium(data)
     only = ("explain", data / "cifs" / "99.cif", *out, "--model", classifier)

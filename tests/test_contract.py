@@ -10,6 +10,7 @@ from pymatgen.core import Structure
 from salts import FAST, SALTS, TINY, Y
 
 from crysxpp_mm import CrysXPPClassifier, CrysXPPRegressor, ElemNetRegressor, load_model
+from crysxpp_mm.errors import SettingsError
 from crysxpp_mm.graph.converter import CrystalGraphConverter
 from crysxpp_mm.models.crysxpp import CrysXPP
 from crysxpp_mm.models.elemnet import ElemNet
@@ -152,6 +153,12 @@ def test_composition_is_all_that_elemnet_sees():
     assert torch.allclose(first, second, atol=1e-7)
     other = CONVERTER.convert(Structure(structure.lattice, ["Sr"], [[0, 0, 0]]))
     assert not torch.allclose(model.predict(other)[0], first, atol=1e-4)
+
+
+@pytest.mark.parametrize("widths", [8, None, "8", []])
+def test_widths_of_elemnet_are_checked(widths):
+    with pytest.raises(SettingsError, match="hidden_dims must"):
+        ElemNet(hidden_dims=widths)
 
 
 def test_a_classifier_keeps_the_contract(backend):

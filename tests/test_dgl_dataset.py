@@ -12,8 +12,9 @@ from salts import SALTS, Y
 
 from crysxpp_mm import CrystalGraphDataset, CrysXPP
 from crysxpp_mm.data.store import build_store
-from crysxpp_mm.errors import DataError, MissingDependencyError, StructureTypeError
+from crysxpp_mm.errors import DataError, GraphError, MissingDependencyError, StructureTypeError
 from crysxpp_mm.graph.converter import CrystalGraphConverter
+from crysxpp_mm.models.elemnet import ElemNet
 
 dgl = pytest.importorskip("dgl")
 
@@ -34,6 +35,7 @@ def test_items_are_graphs_of_dgl_with_labels(table):
     assert isinstance(CrystalGraphDataset(table)[0], dgl.DGLGraph)
     with pytest.raises(IndexError, match="no crystal 16"):
         data[16]
+    assert repr(data) == "CrystalGraphDataset(16 graphs, 1 targets)"
 
 
 def test_a_plain_loop_over_a_loader_learns(table):
@@ -59,6 +61,13 @@ def test_a_batch_of_dgl_equals_ours(table):
     model = CrysXPP.random(hidden_dim=8)
     theirs = model(dgl.batch([data[i] for i in range(16)]))
     assert torch.allclose(theirs, model(model.make_graph(data.graphs)), atol=1e-6)
+
+
+def test_a_model_that_reads_elements_says_what_it_lacks(table):
+    model = ElemNet.random(hidden_dims=(4,))
+    with pytest.raises(GraphError, match=r"'element_fractions'; .*element_fractions=True"):
+        model(CrystalGraphDataset(table)[0])
+    assert model(CrystalGraphDataset(table, element_fractions=True)[0]).shape == (1, 1)
 
 
 def test_a_store_and_its_labels(tmp_path):

@@ -23,7 +23,7 @@ from crysxpp_mm.graph.converter import CrystalGraphConverter
 from crysxpp_mm.losses import LossWeights
 from crysxpp_mm.model_zoo import load_model
 from crysxpp_mm.models.crysae import CrysAE
-from crysxpp_mm.release.autoencoder import golden_outputs, write_release
+from crysxpp_mm.release.autoencoder import golden_outputs, model_card, write_release
 from crysxpp_mm.training.batches import EpochOfBatches, hidden_atoms, pretrain_batch
 from crysxpp_mm.training.config import PretrainConfig
 from crysxpp_mm.training.pretrain import PretrainModule, pretrain, split_crystals
@@ -313,6 +313,10 @@ def test_a_finished_run_becomes_a_folder_to_ship(tmp_path):
     golden = json.loads((folder / "golden.json").read_text())["embeddings"]
     assert golden == golden_outputs(model)
     assert len(golden) == 3
+    shipped.metadata["results"]["reconstruction"]["unbonded_accuracy"] = None  # no such pair
+    card = model_card("x", shipped, pd.read_csv(folder / "curves.csv"), "Small.")
+    assert "... on bonded pairs" in card
+    assert "... on pairs without a bond" not in card
     with pytest.raises(DataError, match="no folder of a pretraining"):
         write_release(tmp_path, tmp_path / "y", title="", summary="")
     model.metadata.pop("results")

@@ -38,15 +38,15 @@ def print_errors(errors: dict[str, str], where: str) -> None:
 
 
 def lines(results: dict[str, Any]) -> Iterator[str]:
-    """Numbers by name, nested ones behind the name of their group.
+    """Numbers by name, nested ones behind the name of their group; None was not measured.
 
     Example:
-        >>> list(lines({"test_mae": {"gap": 0.21484}}))
+        >>> list(lines({"test_mae": {"gap": 0.21484}, "accuracy": None}))
         ['test mae, gap: 0.2148']
     """
     for name, value in results.items():
         if isinstance(value, dict):
             yield from (f"{name.replace('_', ' ')}, {line}" for line in lines(value))
-        else:
+        elif value is not None:
             shown = f"{value:.4g}" if isinstance(value, float) else value
             yield f"{name.replace('_', ' ')}: {shown}"

@@ -112,7 +112,7 @@ def load_predictor(name: str, *, can: str = "predict") -> Any:
     if not model.__sklearn_is_fitted__():
         raise SettingsError(f"{name} is a {kind} that has learned nothing yet.")
     if not hasattr(model, can):
-        raise SettingsError(f"{name} is a {kind}, which cannot {can} its predictions.")
+        raise SettingsError(f"{name}: the class {kind} cannot {can} its predictions.")
     return model
 
 

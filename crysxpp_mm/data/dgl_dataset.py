@@ -93,6 +93,10 @@ class CrystalGraphDataset(DGLDataset):
     def __len__(self) -> int:
         return len(self.graphs)
 
+    def __repr__(self) -> str:
+        n_targets = 0 if self.labels is None else self.labels.shape[1]
+        return f"{type(self).__name__}({len(self)} graphs, {n_targets} targets)"
+
     def process(self) -> None:
         """Do nothing: graphs are made when they are asked for."""
 

@@ -125,7 +125,7 @@ def choose_backend(backend: Backend = "auto") -> Literal["dgl", "torch"]:
     """
     wanted: str = backend
     if wanted == "auto":
-        wanted = os.environ.get(BACKEND_VARIABLE, "auto")
+        wanted = os.environ.get(BACKEND_VARIABLE) or "auto"
     if wanted not in BACKENDS:
         source = "backend" if backend != "auto" else BACKEND_VARIABLE
         raise SettingsError(f"{source} must be 'auto', 'dgl' or 'torch', got {wanted!r}.")

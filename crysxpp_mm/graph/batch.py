@@ -97,8 +97,9 @@ def check_graph(graph: Graph, *, element_fractions: bool = False) -> None:
     for name, data, shape in fields:
         if name not in data:
             raise GraphError(
-                f"the graph has no field {name!r}; CrystalGraphConverter.to_dgl makes graphs with "
-                "all fields."
+                f"the graph has no field {name!r}; the model's make_graph makes graphs with all "
+                "that it reads, and so does CrystalGraphDataset, with element_fractions=True for a "
+                "model that reads elements."
             )
         if tuple(data[name].shape) != shape:
             raise GraphError(

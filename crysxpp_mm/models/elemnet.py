@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -52,10 +52,12 @@ class ElemNet(PropertyModel[FitSettings]):
         metadata: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        if isinstance(hidden_dims, str) or not len(hidden_dims):
-            raise SettingsError(f"hidden_dims must name at least one width, got {hidden_dims!r}.")
+        if isinstance(hidden_dims, str) or not isinstance(hidden_dims, Iterable):
+            raise SettingsError(f"hidden_dims must be a list of widths, got {hidden_dims!r}.")
         self._converter = converter or CrystalGraphConverter()
         self.hidden_dims = [whole_number("hidden_dims", dim, at_least=1) for dim in hidden_dims]
+        if not self.hidden_dims:
+            raise SettingsError("hidden_dims must name at least one width.")
         self.dropout = share("dropout", dropout)
         widths = [MAX_ATOMIC_NUMBER, *self.hidden_dims]
         layers: list[nn.Module] = []

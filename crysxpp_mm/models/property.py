@@ -38,9 +38,10 @@ class PropertyModel(CrystalGraphModel, Generic[SettingsT]):
     """A network that predicts properties of crystals.
 
     Training, estimators and intervals ask for what stands here, and for nothing else. A subclass
-    implements ``settings``, ``n_columns``, ``embed`` and ``forward``, and calls
-    ``_register_targets`` in its constructor. It overrides the other methods where its training
-    differs from plain gradient descent.
+    implements ``settings``, ``n_columns``, ``embed`` and ``forward``. Its constructor takes
+    ``converter``, ``n_targets`` and ``metadata`` beside the ``settings``, sets ``_converter`` and
+    ``metadata``, and calls ``_register_targets``. It overrides the other methods where it reads
+    elements, or where its training differs from plain gradient descent.
 
     The network is trained on standardized targets; it carries the mean and the scale that
     ``predict`` undoes.

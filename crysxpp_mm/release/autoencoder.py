@@ -90,6 +90,7 @@ def write_release(
         measured = {"kinds": list(map(str, columns)), "rows": rows}
         facts["results"] = {**facts["results"], "columns": measured}
     model.metadata = {**facts, "data": facts["description"], "description": title}
+    card = model_card(folder.name, model, pd.read_csv(source / CURVES), summary)
     folder.mkdir(parents=True, exist_ok=True)
     model.save(folder / MODEL)
     for name in (CURVES, PICTURE):
@@ -97,7 +98,6 @@ def write_release(
             shutil.copyfile(source / name, folder / name)
     write_document(facts["config"], folder / SETTINGS)
     write_document({"embeddings": golden_outputs(model)}, folder / GOLDEN)
-    card = model_card(folder.name, model, pd.read_csv(source / CURVES), summary)
     (folder / CARD).write_text(card, encoding="utf-8")
     return folder
 
@@ -119,23 +119,26 @@ def model_card(name: str, model: CrysAE, curves: pd.DataFrame, summary: str) -> 
         network=model.settings,
         n_parameters=n_parameters(model),
         converter=model.converter,
-        element_channel=model.settings["element_channel"],
+        reads_elements=model.reads_elements,
         rebuilt=_rebuilt(model.metadata["results"]),
         losses=_last_losses(curves),
     )
 
 
 def _rebuilt(results: Mapping[str, Any]) -> dict[str, float]:
-    """Quality of the reconstruction and of the pretext targets, by its names on the card."""
+    """Quality of the reconstruction and of the pretext targets, by its names on the card.
+
+    What the crystals held out have no example of was not measured, and is left out.
+    """
     measured: dict[str, Any] = results.get("reconstruction", {})
     targets: dict[str, float] = results.get("targets", {})
-    rows = {text: measured[key] for key, text in REBUILT.items() if key in measured}
-    features: dict[str, float] = measured.get("atom_feature_accuracy", {})
-    return {
-        **rows,
+    features: dict[str, Any] = measured.get("atom_feature_accuracy", {})
+    rows = {
+        **{text: measured.get(key) for key, text in REBUILT.items()},
         **{f"{name}, accuracy of its bin": value for name, value in features.items()},
         **{f"{name}, share of the variance not predicted": v for name, v in targets.items()},
     }
+    return {text: value for text, value in rows.items() if value is not None}
 
 
 def _last_losses(curves: pd.DataFrame) -> str:

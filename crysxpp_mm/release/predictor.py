@@ -202,7 +202,7 @@ def predictor_card(
         n_parameters=n_parameters(network),
         network=network.settings,
         converter=estimator.converter_,
-        element_channel=network.settings.get("element_channel", False),
+        reads_elements=network.reads_elements,
         changed=_changed(estimator),
         size=size,
         head=head,
