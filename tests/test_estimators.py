@@ -727,7 +727,7 @@ def test_unknown_classes_are_left_out():
         (Y, "For numbers use CrysXPPRegressor"),
         (["a", 1] * 8, "mixes labels of the kinds int, str"),
         (CLASSES[:3], "y has 3 labels"),
-        (pd.DataFrame({"a": CLASSES, "b": CLASSES}), "one column of classes, got 2"),
+        (pd.DataFrame({"a": CLASSES, "b": CLASSES}), "one column of classes, got the shape"),
         (np.array([CLASSES, CLASSES]).T, "one column of classes"),
         (5, "must be list-like"),
     ],
