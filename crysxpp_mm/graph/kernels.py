@@ -146,7 +146,7 @@ def _set_range(fractional: Any, reach: Any, repeats: Any, bins: Any, low: Any, h
 
 
 @compiled
-def _gather(
+def _gather(  # noqa: C901 (one compiled loop; calls inside it would cost more than the rest)
     place: Any,
     radius: Any,
     tolerance: Any,

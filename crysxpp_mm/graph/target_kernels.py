@@ -91,7 +91,7 @@ def radial_sums(
 
 
 @compiled
-def angular_means(
+def angular_means(  # noqa: C901 (one compiled loop)
     offsets: Any,
     neighbors: Any,
     distances: Any,
