@@ -7,7 +7,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from crysxpp_mm.cli.inputs import Crystals, find_source
+from crysxpp_mm.cli.inputs import OpenCrystals, find_source
 from crysxpp_mm.cli.messages import reason
 from crysxpp_mm.cli.options import (
     Column,
@@ -55,7 +55,7 @@ def featurize(
 
     featurizer = CrysAEFeaturizer(model=model) if model else CrysAEFeaturizer()
     labels = featurizer.feature_labels()
-    crystals = Crystals(entries, label=entries.label, column=column)
+    crystals = OpenCrystals(entries, label=entries.label, column=column)
     rows = compute_rows(
         (
             _featurize_block(featurizer, block)

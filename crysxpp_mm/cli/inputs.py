@@ -50,7 +50,7 @@ def find_source(
     return table, column
 
 
-class Crystals:
+class OpenCrystals:
     """Input of a command: structures, or the graphs of a store.
 
     Attributes:
@@ -129,7 +129,7 @@ def _convert(block: Parsed, converter: CrystalGraphConverter) -> GraphBlock:
     return GraphBlock(block.names, graphs, rows, errors, block.notes)
 
 
-def open_crystals(source: str, column: str | None, data_home: Path | None) -> Crystals:
+def open_crystals(source: str, column: str | None, data_home: Path | None) -> OpenCrystals:
     """Open what a command takes as SOURCE; a graph store too.
 
     Raises:
@@ -140,18 +140,18 @@ def open_crystals(source: str, column: str | None, data_home: Path | None) -> Cr
     from crysxpp_mm.data.store import SUFFIX, GraphStore
 
     if source.endswith(SUFFIX):
-        return Crystals(GraphStore.load(source), label=source, column="")
+        return OpenCrystals(GraphStore.load(source), label=source, column="")
     found, column = find_source(source, column, data_home)
     entries = open_structures(found, column=column)
     label = entries.label if isinstance(found, Path) else source
-    return Crystals(entries, label=label, column=column)
+    return OpenCrystals(entries, label=label, column=column)
 
 
 # Labels.
 
 
 def read_labels(
-    crystals: Crystals,
+    crystals: OpenCrystals,
     targets: Sequence[str],
     *,
     labels: Path | None,
@@ -182,7 +182,7 @@ def read_labels(
 
 
 def _match(
-    crystals: Crystals, targets: Sequence[str], path: Path, id_column: str | None
+    crystals: OpenCrystals, targets: Sequence[str], path: Path, id_column: str | None
 ) -> pd.DataFrame:
     """The rows of a table of labels, in the order of the crystals.
 

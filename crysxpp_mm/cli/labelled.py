@@ -1,4 +1,4 @@
-"""Crystals with their labels, as a training takes them."""
+"""OpenCrystals with their labels, as a training takes them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import typer
 
-from crysxpp_mm.cli.inputs import Crystals, as_classes, as_numbers
+from crysxpp_mm.cli.inputs import OpenCrystals, as_classes, as_numbers
 from crysxpp_mm.cli.messages import one_line, print_errors
 from crysxpp_mm.errors import DataError
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class LabelledGraphs(NamedTuple):
-    """Crystals to learn from, and those left out."""
+    """OpenCrystals to learn from, and those left out."""
 
     names: list[str]
     graphs: CrystalGraphs
@@ -31,7 +31,7 @@ class LabelledGraphs(NamedTuple):
 
 
 def gather(
-    crystals: Crystals,
+    crystals: OpenCrystals,
     table: pd.DataFrame,
     converter: CrystalGraphConverter,
     *,
@@ -80,7 +80,7 @@ def gather(
 
 
 def _convert(
-    crystals: Crystals,
+    crystals: OpenCrystals,
     converter: CrystalGraphConverter,
     known: NDArray[np.bool_],
     reasons: dict[str, str],

@@ -16,7 +16,7 @@ from crysxpp_mm.errors import DataError
 if TYPE_CHECKING:
     import pandas as pd
 
-    from crysxpp_mm.cli.inputs import Crystals
+    from crysxpp_mm.cli.inputs import OpenCrystals
 
 
 class Block(NamedTuple):
@@ -38,15 +38,15 @@ class Rows(NamedTuple):
 
 
 def compute_rows(
-    blocks: Iterable[Block], source: Crystals, *, ignore_errors: bool, unit: str, done: str
+    blocks: Iterable[Block], source: OpenCrystals, *, ignore_errors: bool, unit: str, done: str
 ) -> Rows:
     """Collect blocks behind a progress bar.
 
     Args:
         blocks: They are computed as they are drawn.
-        source: Crystals of all blocks.
+        source: OpenCrystals of all blocks.
         ignore_errors: Whether a crystal that fails keeps its row.
-        unit: Crystals in the words of the command, for the bar.
+        unit: OpenCrystals in the words of the command, for the bar.
         done: What is done to them, for errors.
 
     Raises:
@@ -82,16 +82,16 @@ def compute_rows(
 
 
 def write_rows(
-    rows: Rows, source: Crystals, out: Path, *, ignore_errors: bool, unit: str, what: str
+    rows: Rows, source: OpenCrystals, out: Path, *, ignore_errors: bool, unit: str, what: str
 ) -> None:
     """Write the table of a command, and tell what it holds and what failed.
 
     Args:
         rows: What was computed.
-        source: Crystals that it was computed of.
+        source: OpenCrystals that it was computed of.
         out: File of the table.
         ignore_errors: Whether it gets a column ``error``.
-        unit: Crystals in the words of the command, and what was done to them.
+        unit: OpenCrystals in the words of the command, and what was done to them.
         what: A line on the columns.
     """
     table = join_columns(

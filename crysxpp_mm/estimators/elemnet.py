@@ -25,14 +25,7 @@ class ElemNetRegressor(PropertyRegressor):
         dropout: Share of a layer that is switched off at random in training.
 
     Attributes:
-        members_: The networks.
-        target_names_: Names of the targets.
-        units_: Their units, empty where not given.
-        learning_curve_: Losses by epoch, member and stage: 0 is ``fit``, 1 and on ``fine_tune``.
-        left_out_: Rows that were not learned from in the last stage, and why.
-        history_: For each stage how many rows it learned from, their sha256 and the settings.
-        calibration_: Errors that ``predict_interval`` goes by; None if no rows were held out.
-        domain_: What ``domain`` compares with.
+        members_: The networks; other attributes are those of ``CrysXPPRegressor``.
 
     Example:
         >>> from pymatgen.core import Lattice, Structure
