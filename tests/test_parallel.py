@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -16,12 +16,19 @@ from crysxpp_mm.errors import SettingsError
 from crysxpp_mm.parallel import attempt_each, cut, run_blocks
 
 
-def square(block: int) -> tuple[int, int]:
-    """The square and the process that computed it."""
-    if block == 13:
-        raise KeyError("thirteen")
-    time.sleep(0.05 if block == 0 else 0)
-    return block**2, os.getpid()
+def make_square() -> Callable[[int], tuple[int, int]]:
+    """The work of the tests; nested, so that workers need not import this module."""
+
+    def square(block: int) -> tuple[int, int]:
+        if block == 13:
+            raise KeyError("thirteen")
+        time.sleep(0.05 if block == 0 else 0)
+        return block**2, os.getpid()
+
+    return square
+
+
+square = make_square()
 
 
 def test_cut():
