@@ -96,7 +96,7 @@ class TorchGraph:
 
 
 Graph: TypeAlias = Union["dgl.DGLGraph", TorchGraph]
-"""What the models take."""
+"""A batched graph, as the models take it."""
 
 
 def dgl_is_installed() -> bool:
